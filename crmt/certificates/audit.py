@@ -1,0 +1,67 @@
+"""The audit: an attack tries to change each prediction strictly inside its radius. One success breaks a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crmt.attacks import Ball, pgd
+from crmt.certificates.radius import Radii
+from crmt.errors import BadInputError
+from crmt.model import MultiModalModel
+
+INSIDE = 0.99
+
+
+class Audit(NamedTuple):
+    """Of N inputs; `audited` where the radius is positive and finite."""
+
+    audited: Tensor
+    """`(N,)`, bool."""
+    violated: Tensor
+    """`(N,)`, bool: the prediction changed at 0.99 of the radius."""
+
+
+def audit(
+    model: MultiModalModel,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    radii: Radii,
+    *,
+    steps: int = 20,
+    restarts: int = 1,
+    generator: torch.Generator | None = None,
+) -> dict[str, Audit]:
+    """Attack at 0.99 r jointly and at 0.99 r^(m) each modality alone: ball name to `Audit`.
+
+    Args:
+        inputs: `(N, *shape)` each. labels: `(N,)`. radii: of these inputs.
+
+    Raises:
+        BadInputError: not as many radii as inputs.
+    """
+    if len(radii.joint) != len(labels):
+        raise BadInputError(f"{len(radii.joint)} radii for {len(labels)} inputs: give the radii of these very inputs")
+    budgets = {"joint": radii.joint} | {m: radii.unimodal[:, i] for i, m in enumerate(radii.modalities)}
+    result = {}
+    for name, radius in budgets.items():
+        audited = (radius > 0) & radius.isfinite()
+        violated = torch.zeros_like(audited)
+        chosen = audited.nonzero().squeeze(1)
+        if len(chosen):
+            attacked = radii.modalities if name == "joint" else (name,)
+            found = pgd(
+                model,
+                {m: x[chosen] for m, x in inputs.items()},
+                labels[chosen],
+                Ball.joint(attacked, INSIDE * radius[chosen]),
+                steps=steps,
+                restarts=restarts,
+                generator=generator,
+            )
+            violated[chosen] = found.broken
+        result[name] = Audit(audited, violated)
+    return result

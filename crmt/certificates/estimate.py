@@ -1,0 +1,43 @@
+"""The paper's radius, from τ̂. Not sound: τ̂ is a lower bound of τ, so the radius may be too large."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crmt.certificates.radius import Radii, radii
+from crmt.errors import BadInputError
+from crmt.heads import ConcatHead, Head
+from crmt.lipschitz import GradientConstants
+
+CERTIFICATE = "estimate"
+
+
+@torch.no_grad()
+def pair_constants(head: Head, constants: GradientConstants) -> Tensor:
+    """η̂, `(M, K, K)`: |a_y| τ̂_y + |a_j| τ̂_j (OrthogonalHead), or c_j τ̂_j of the score difference (ConcatHead)."""
+    if isinstance(head, ConcatHead):
+        if constants.pair is None:
+            raise BadInputError("a ConcatHead's radius needs gradient_constants(..., pairs=True)")
+        return constants.pair
+    single = head.integration.abs() * constants.tau.to(head.bias.device)
+    return single[:, :, None] + single[:, None, :]
+
+
+@torch.no_grad()
+def estimated_radii(
+    head: Head, scores: Tensor, labels: Tensor, constants: GradientConstants, *, runner_up_only: bool = False
+) -> Radii:
+    """Estimated radii of inputs with uni-modal scores s `(N, M, K)` and labels `(N,)`.
+
+    On linear encoders they never exceed the exact distance to the decision boundary, and equal it for a ConcatHead.
+    """
+    return radii(
+        CERTIFICATE,
+        head.modalities,
+        head.integration.to(scores) * scores,  # scores are often kept on the CPU
+        head.bias.to(scores),
+        labels,
+        pair_constants(head, constants).to(scores),
+        runner_up_only=runner_up_only,
+    )

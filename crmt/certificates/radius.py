@@ -1,0 +1,86 @@
+"""The radius formula (paper, Theorems 3.1 and 3.3), shared by every certificate that rests on Lipschitz constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Radii:
+    """Radii of N inputs, in ℓ2 and in the space of each modality; never to be shown without `certificate`."""
+
+    certificate: str
+    """`estimate` (not sound), `lipschitz` or `smoothing`."""
+    modalities: tuple[str, ...]
+    joint: Tensor
+    """r(x), `(N,)`; 0 where the prediction is wrong."""
+    unimodal: Tensor
+    """r^(m)(x), `(N, M)`: that modality attacked alone."""
+    indicator: Tensor
+    """η^(m) at the class that attains r(x), `(N, M)`: the vulnerability indicator."""
+
+
+def pairwise_radii(contributions: Tensor, bias: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
+    """r_j(x) for every class j, `(N, K)`: signed, and +inf at j = y.
+
+    r_j = [ Σ_m (c_y − c_j)^(m) + b_y − b_j ] / sqrt( Σ_m (η_{y,j}^(m))² )
+
+    Args:
+        contributions: c = a · s, `(N, M, K)`.
+        bias: b, `(K,)`.
+        labels: y, `(N,)`.
+        constants: η, `(M, K, K)`: a Lipschitz constant of (a_y s_y − a_j s_j)^(m) in x^(m).
+    """
+    logits = contributions.sum(1) + bias
+    numerator = logits.gather(1, labels[:, None]) - logits
+    square = constants[:, labels].square().sum(0)
+    # the root of 0 has an infinite gradient, which would turn step 2's into NaN
+    denominator = torch.where(square > 0, square.masked_fill(square == 0, 1).sqrt(), torch.zeros_like(square))
+    return _quotient(numerator, denominator).scatter(1, labels[:, None], float("inf"))
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Division in which 0 below means that nothing moves the numerator: ±inf, and 0 / 0 is 0."""
+    tiny = torch.finfo(numerator.dtype).tiny
+    unmoved = torch.where(numerator == 0, torch.zeros_like(numerator), numerator.sign() * float("inf"))
+    return torch.where(denominator > tiny, numerator / denominator.clamp_min(tiny), unmoved)
+
+
+def radii(
+    certificate: str,
+    modalities: tuple[str, ...],
+    contributions: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    constants: Tensor,
+    *,
+    runner_up_only: bool = False,
+) -> Radii:
+    """Joint and uni-modal radii and indicators; arguments as in `pairwise_radii`.
+
+    The minimum is over all j ≠ y: denominators differ by class, so the runner-up need not attain it.
+    `runner_up_only` takes the paper's runner-up instead, for comparison; it can overstate the radius.
+    """
+    logits = contributions.sum(1) + bias
+    gap = logits.gather(1, labels[:, None]) - logits
+    own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+    wrong = ~(gap.masked_fill(own, float("inf")) > 0).all(1)  # NaN is wrong too
+    allowed = ~own
+    if runner_up_only:
+        runner = gap.masked_fill(own, float("inf")).argmin(1, keepdim=True)
+        allowed = torch.zeros_like(own).scatter(1, runner, True) & ~own
+    per_class = pairwise_radii(contributions, bias, labels, constants).masked_fill(~allowed, float("inf"))
+    joint, attaining = per_class.min(1)
+    eta = constants[:, labels].permute(1, 0, 2)  # (N, M, K)
+    single = _quotient(gap[:, None, :].expand_as(eta), eta).masked_fill(~allowed[:, None, :], float("inf")).amin(2)
+    indicator = eta.gather(2, attaining[:, None, None].expand(-1, eta.shape[1], 1)).squeeze(2)
+    return Radii(
+        certificate,
+        modalities,
+        joint.masked_fill(wrong, 0.0),
+        single.masked_fill(wrong[:, None], 0.0),
+        indicator,
+    )

@@ -1,0 +1,146 @@
+"""Checkpoints without pickle: safetensors weights and a JSON card that carries their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crmt.errors import BadInputError
+from crmt.model import ModelSpec, MultiModalModel, build_model
+
+WEIGHTS = "model.safetensors"
+CARD = "model.json"
+_STATE = "state.safetensors"
+_STATE_CARD = "state.json"
+FORMAT = 1
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+    temporary.chmod(0o644)
+    temporary.replace(path)
+
+
+def save_model(folder: Path, model: MultiModalModel, spec: ModelSpec, card: Mapping[str, Any]) -> str:
+    """Write weights and card to `folder`; returns the SHA-256 of the weights.
+
+    Args:
+        card: provenance, JSON-able: method, metrics, data, commit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tensors(folder / WEIGHTS, model.state_dict())
+    digest = sha256_of(folder / WEIGHTS)
+    content = {
+        **card,
+        "format": FORMAT,
+        "weights_sha256": digest,
+        "spec": spec.to_json(),
+    }  # ours win over a loaded card's
+    _write_text(folder / CARD, json.dumps(content, indent=1, sort_keys=True))
+    return digest
+
+
+def load_model(folder: Path) -> tuple[MultiModalModel, ModelSpec, dict[str, Any]]:
+    """Read a model that `save_model` wrote: model in evaluation mode, spec, card.
+
+    Raises:
+        BadInputError: no model there, a damaged file, or weights that are not those of the card.
+    """
+    folder = Path(folder)
+    card = _read_card(folder / CARD, "a saved model")
+    weights = folder / WEIGHTS
+    if not weights.exists() or sha256_of(weights) != card.get("weights_sha256"):
+        raise BadInputError(f"{weights} is missing or not the file that {CARD} describes: restore both from one copy")
+    try:
+        spec = ModelSpec.from_json(card["spec"])
+        model = build_model(spec)
+        model.load_state_dict(load_file(weights))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BadInputError(f"{folder} does not hold a model of this version: {_first_line(error)}") from None
+    return model.eval(), spec, card
+
+
+def _read_card(path: Path, what: str) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInputError(f"{path.parent} is not the folder of {what}: it has no {path.name}") from None
+    except ValueError as error:
+        raise BadInputError(f"{path} is damaged ({_first_line(error)}): restore it from a copy") from None
+    if not isinstance(card, dict):
+        raise BadInputError(f"{path} is damaged (it holds no mapping): restore it from a copy")
+    if card.get("format") != FORMAT:
+        raise BadInputError(f"{path} has format {card.get('format')}; this version reads {FORMAT}")
+    return dict(card)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write what `EpochResult.state()` gave: parameters, the optimiser's tensors and the epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in state["model"].items()}
+    optimizer = state["optimizer"]
+    plain: dict[str, dict[str, Any]] = {}
+    for index, entries in optimizer["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            elif value is not None:
+                plain.setdefault(str(index), {})[key] = value
+    _write_tensors(folder / _STATE, tensors)
+    card = {
+        "format": FORMAT,
+        "epoch": state["epoch"],
+        "groups": optimizer["param_groups"],
+        "plain": plain,
+        "sha256": sha256_of(folder / _STATE),
+    }
+    _write_text(folder / _STATE_CARD, json.dumps(card))
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        BadInputError: missing or damaged.
+    """
+    card = _read_card(folder / _STATE_CARD, "a training state")
+    if not (folder / _STATE).exists() or sha256_of(folder / _STATE) != card.get("sha256"):
+        raise BadInputError(f"{folder / _STATE} is damaged: remove the folder, and training starts anew")
+    model: dict[str, Tensor] = {}
+    entries: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in card["plain"].items()}
+    for key, value in load_file(folder / _STATE).items():
+        kind, _, rest = key.partition("/")
+        if kind == "model":
+            model[rest] = value
+        else:
+            index, _, name = rest.partition("/")
+            entries.setdefault(int(index), {})[name] = value
+    return {
+        "model": model,
+        "optimizer": {"state": entries, "param_groups": card["groups"]},
+        "epoch": card["epoch"],
+    }

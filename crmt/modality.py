@@ -1,0 +1,74 @@
+"""What one input is: its shape, the space and box that attacks and radii live in, and its standardisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from crmt.errors import BadInputError
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One input of a model. Attack budgets and radii are distances between raw inputs in `space`."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of one input, without the batch: video `(T, 3, H, W)`, audio `(1, mels, frames)`."""
+    channel_axis: int
+    """Axis of `shape` that `mean` and `std` run over: 1 for video, 0 for audio."""
+    mean: tuple[float, ...]
+    """Per channel, in `space`; also what stands in for a missing input."""
+    std: tuple[float, ...]
+    box: tuple[float, float] | None
+    """Range of valid values, or None where there is none."""
+    space: str
+    """For tables and plots: `pixels in [0, 1]`, `standardised log-mel`."""
+
+    def __post_init__(self) -> None:
+        channels = self.shape[self.channel_axis]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise BadInputError(
+                f"modality {self.name!r}: {channels} channels need as many means and deviations, "
+                f"not {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(isfinite(s) and s > 0 for s in self.std):
+            raise BadInputError(f"modality {self.name!r}: deviations must be above 0, not {self.std}")
+
+    def per_channel(self, values: Sequence[float]) -> Tensor:
+        """`values` shaped to broadcast over a batch of this modality."""
+        shape = [1] * (len(self.shape) + 1)
+        shape[self.channel_axis + 1] = len(values)
+        return torch.tensor(values, dtype=torch.float32).reshape(shape)
+
+    def missing(self, batch: Tensor) -> Tensor:
+        """The stand-in for a missing input, in the shape of `batch`: the modality's mean."""
+        return self.per_channel(self.mean).to(batch).expand_as(batch).clone()
+
+
+def check_inputs(modalities: Mapping[str, Modality], inputs: Mapping[str, Tensor]) -> None:
+    """Refuse a batch that lacks a modality, has the wrong shape or a different number of inputs by modality.
+
+    Raises:
+        BadInputError: names the modality and the two shapes.
+    """
+    for name, modality in modalities.items():
+        if name not in inputs:
+            raise BadInputError(
+                f"the batch has no {name!r}; the model needs {', '.join(modalities)} and got {', '.join(inputs)}"
+            )
+        if tuple(inputs[name].shape[1:]) != modality.shape:
+            raise BadInputError(
+                f"{name!r} has shape {tuple(inputs[name].shape)}; the model needs (batch, "
+                f"{', '.join(map(str, modality.shape))})"
+            )
+    lengths = {name: len(inputs[name]) for name in modalities}
+    if len(set(lengths.values())) > 1:
+        given = ", ".join(f"{count} of {name!r}" for name, count in lengths.items())
+        raise BadInputError(f"the batch has {given}: give as many of every modality")

@@ -1,0 +1,383 @@
+"""Parquet ▸ batches on the training device: augmented for training, plain and in order for evaluation.
+
+Small sets are read once into Ray's object store and every trial reads them in place; big ones stream from Parquet
+through Ray Data. Both give equal numbers of steps on every rank.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from PIL import Image
+from torch import Tensor
+
+from crmt.errors import BadInputError
+from crmt.fit import Batch
+from crmt.modality import Modality
+from pipelines.config import AugmentConfig, DataConfig
+from pipelines.ingest import ClipCache
+
+VIDEO_SPACE = "pixels in [0, 1]"
+AUDIO_SPACE = "standardised log-mel"
+EVALUATION_BATCH = 128
+STREAM_TASK_CPUS = 0.25
+_SHUFFLE_BUFFER_BATCHES = 8
+_READ_COLUMNS = ("id", "label")
+CPU = torch.device("cpu")
+
+
+def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> tuple[Modality, ...]:
+    """What a model of these clips takes, with the statistics of the cache's train split.
+
+    Raises:
+        BadInputError: a modality that the clips do not have.
+    """
+    result = []
+    for name in names:
+        if name not in cache.modalities:
+            raise BadInputError(
+                f"model.encoders: the clips of {cache.name!r} have no modality {name!r}; "
+                f"they have {', '.join(cache.modalities)}"
+            )
+        meta = cache.modalities[name]
+        if name == "audio":  # batches are standardised already: that is the space of its budgets
+            space: dict[str, Any] = {"mean": (0.0,), "std": (1.0,), "box": None, "space": AUDIO_SPACE}
+            result.append(Modality(name=name, shape=meta.shape, channel_axis=0, **space))
+            continue
+        shape = (data.video.frames, meta.shape[1], data.video.crop, data.video.crop)
+        space = {"mean": meta.mean, "std": meta.std, "box": (0.0, 1.0), "space": VIDEO_SPACE}
+        result.append(Modality(name=name, shape=shape, channel_axis=1, **space))
+    return tuple(result)
+
+
+def decode_rows(table: pa.Table, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Parquet rows to arrays: video uint8 `(N, F, 3, H, W)`, audio float16 `(N, 1, mels, frames)`, ids and labels."""
+    arrays: dict[str, np.ndarray] = {
+        "id": np.asarray(table["id"].to_pylist(), dtype=object),
+        "label": table["label"].to_numpy().astype(np.int64),
+    }
+    for name, shape in shapes.items():
+        column = table[name].to_pylist()
+        if name == "audio":
+            arrays[name] = np.stack([np.frombuffer(b, np.float16).reshape(shape) for b in column])
+        else:
+            arrays[name] = np.stack([_frames(jpegs) for jpegs in column])
+    return arrays
+
+
+def _frames(jpegs: list[bytes]) -> np.ndarray:
+    frames = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in jpegs]
+    return np.stack(frames).transpose(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """A whole decoded set, sorted by id. Put into the object store once; workers read its arrays in place."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+
+def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
+    """Decode the whole cache in Ray Data tasks.
+
+    Raises:
+        BadInputError: the cache holds no clip.
+    """
+    shapes = {m: tuple(cache.modalities[m].shape) for m in names}
+    paths = [str(p) for p in cache.parts]
+    dataset = ray.data.read_parquet(paths, columns=[*_READ_COLUMNS, "split", *names])
+    decoded = dataset.map_batches(partial(_decode_with_split, shapes=shapes), batch_format="pyarrow")
+    batches = cast(Iterator[dict[str, np.ndarray]], iter(decoded.iter_batches(batch_size=None, batch_format="numpy")))
+    parts = [b for b in batches if len(b["id"])]
+    if not parts:
+        raise BadInputError(f"no clip of {cache.name!r} could be decoded: see the quarantine in {cache.path}")
+    whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+    order = np.argsort(whole["id"].astype(str), kind="stable")
+    return ClipTable(
+        ids=whole["id"].astype(str)[order],
+        labels=whole["label"][order],
+        splits=whole["split"].astype(str)[order],
+        arrays={m: whole[m][order] for m in names},
+    )
+
+
+def _decode_with_split(table: pa.Table, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return decode_rows(table, shapes) | {"split": np.asarray(table["split"].to_pylist(), dtype=object)}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which worker of a trial this is, and its device."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = CPU
+
+    def mine(self, rows: np.ndarray) -> np.ndarray:
+        """This rank's share of some rows; the shares of all ranks make the whole."""
+        return rows[self.rank :: self.world]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Stored arrays ▸ what a model takes."""
+
+    data: DataConfig
+    audio_mean: float
+    audio_std: float
+
+    @staticmethod
+    def of(cache: ClipCache, data: DataConfig) -> Transform:
+        audio = cache.modalities.get("audio")
+        return Transform(data, audio.mean[0] if audio else 0.0, audio.std[0] if audio else 1.0)
+
+    def __call__(self, arrays: dict[str, np.ndarray], draws: Draws | None, device: torch.device) -> dict[str, Tensor]:
+        """Inputs on `device`; `draws` None is the plain form: middle candidate, centre crop."""
+        inputs: dict[str, Tensor] = {}
+        for name, array in arrays.items():
+            stored = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            if name == "audio":
+                inputs[name] = self._audio(stored, draws)
+            else:
+                inputs[name] = self._video(stored, draws)
+        return inputs
+
+    def _audio(self, stored: Tensor, draws: Draws | None) -> Tensor:
+        standard = (stored.float() - self.audio_mean) / self.audio_std
+        if draws is None:
+            return standard
+        frames = standard.shape[-1]
+        columns = (torch.arange(frames)[None] + draws.time_shift[:, None]).clamp(0, frames - 1).to(stored.device)
+        shifted = standard.gather(3, columns[:, None, None, :].expand_as(standard))
+        return shifted + draws.gain.to(stored.device)[:, None, None, None]
+
+    def _video(self, stored: Tensor, draws: Draws | None) -> Tensor:
+        video = self.data.video
+        count, _, channels, side, _ = stored.shape
+        if draws is None:
+            middle = torch.full((count, video.frames), video.candidates // 2)
+            offset = torch.full((count, 2), (side - video.crop) // 2)
+            flip = torch.zeros(count, dtype=torch.bool)
+        else:
+            middle, offset, flip = draws.candidate, draws.offset, draws.flip
+        frames = torch.arange(video.frames) * video.candidates + middle
+        rows = (torch.arange(video.crop) + offset[:, :1]).clamp(0, side - 1)
+        columns = (torch.arange(video.crop) + offset[:, 1:]).clamp(0, side - 1)
+        columns = torch.where(flip[:, None], columns.flip(1), columns)
+        device = stored.device
+        cut = stored[
+            torch.arange(count, device=device)[:, None, None, None, None],
+            frames.to(device)[:, :, None, None, None],
+            torch.arange(channels, device=device)[None, None, :, None, None],
+            rows.to(device)[:, None, None, :, None],
+            columns.to(device)[:, None, None, None, :],
+        ]
+        return cut.float() / 255
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of one training batch, drawn for the GLOBAL batch so that they do not depend on workers."""
+
+    candidate: Tensor
+    """`(B, T)`: which kept frame of each segment."""
+    offset: Tensor
+    """`(B, 2)`: top and left of the crop; below 0 in the padding."""
+    flip: Tensor
+    time_shift: Tensor
+    gain: Tensor
+
+    @staticmethod
+    def draw(size: int, data: DataConfig, seed: Sequence[int]) -> Draws:
+        rng, augment = np.random.default_rng(list(seed)), data.augment
+        room = data.video.size - data.video.crop + 2 * augment.pad
+        return Draws(
+            torch.from_numpy(rng.integers(0, data.video.candidates, (size, data.video.frames))),
+            torch.from_numpy(rng.integers(0, room + 1, (size, 2))) - augment.pad,
+            torch.from_numpy(rng.random(size) < 0.5) & augment.flip,
+            torch.from_numpy(rng.integers(-augment.time_shift, augment.time_shift + 1, size)),
+            torch.from_numpy(_uniform(rng, augment, size)).float(),
+        )
+
+    def mine(self, place: Placement) -> Draws:
+        return Draws(**{k: v[place.rank :: place.world] for k, v in vars(self).items()})
+
+
+def _uniform(rng: np.random.Generator, augment: AugmentConfig, size: int) -> np.ndarray:
+    return rng.uniform(-augment.gain, augment.gain, size)
+
+
+class Clips(Protocol):
+    """The clips of a run as one worker of a trial sees them."""
+
+    @property
+    def place(self) -> Placement: ...
+
+    def count(self, split: str) -> int:
+        """Clips of a split, over all ranks."""
+        ...
+
+    def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """One epoch's augmented batches; `batch_size` is global. The last, smaller batch is dropped."""
+        ...
+
+    def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        """This rank's share of a split, plain; at most `limit` clips over all ranks, chosen by `seed`."""
+        ...
+
+
+def _per_rank(batch_size: int, world: int) -> int:
+    if batch_size % world:
+        raise BadInputError(f"train.batch_size ({batch_size}) must be a multiple of the workers of a trial ({world})")
+    return batch_size // world
+
+
+def _chosen(ids: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    """At most `limit` of the positions, drawn by seed, in order."""
+    if limit is None or limit >= len(ids):
+        return np.arange(len(ids))
+    return np.sort(np.random.default_rng([seed, 7]).permutation(len(ids))[:limit])
+
+
+@dataclass(frozen=True)
+class MemoryClips:
+    """Clips from a `ClipTable`: exact, reproducible, and the same whatever the number of workers."""
+
+    table: ClipTable
+    transform: Transform
+    place: Placement = field(default_factory=Placement)
+
+    def count(self, split: str) -> int:
+        return int((self.table.splits == split).sum())
+
+    def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        _per_rank(batch_size, self.place.world)
+        rows = np.flatnonzero(self.table.splits == "train")
+        order = np.random.default_rng([seed, epoch]).permutation(rows)
+        for step in range(len(order) // batch_size):
+            whole = order[step * batch_size : (step + 1) * batch_size]
+            draws = Draws.draw(batch_size, self.transform.data, (seed, epoch, step))
+            yield self._batch(self.place.mine(whole), draws.mine(self.place))
+
+    def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        rows = np.flatnonzero(self.table.splits == split)
+        rows = self.place.mine(rows[_chosen(self.table.ids[rows], limit, seed)])
+        for start in range(0, len(rows), EVALUATION_BATCH):
+            yield self._batch(rows[start : start + EVALUATION_BATCH], None)
+
+    def _batch(self, rows: np.ndarray, draws: Draws | None) -> Batch:
+        arrays = {m: a[rows] for m, a in self.table.arrays.items()}
+        labels = torch.from_numpy(self.table.labels[rows]).to(self.place.device)
+        return Batch(self.transform(arrays, draws, self.place.device), labels, tuple(self.table.ids[rows]))
+
+
+@dataclass(frozen=True)
+class StreamIndex:
+    """Where the clips of a streamed set lie: one row a clip (id, split, part), read from Parquet without its bytes."""
+
+    paths: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+    rows: pd.DataFrame
+
+    @staticmethod
+    def of(cache: ClipCache, names: Sequence[str]) -> StreamIndex:
+        parts = [
+            pq.read_table(p, columns=["id", "split"]).to_pandas().assign(part=i) for i, p in enumerate(cache.parts)
+        ]
+        shapes = {m: tuple(cache.modalities[m].shape) for m in names}
+        return StreamIndex(tuple(str(p) for p in cache.parts), shapes, pd.concat(parts, ignore_index=True))
+
+
+@dataclass(frozen=True)
+class StreamClips:
+    """Clips that Ray Data streams from Parquet. A rank reads whole parts, dealt out anew by seed every epoch."""
+
+    index: StreamIndex
+    transform: Transform
+    place: Placement = field(default_factory=Placement)
+
+    def count(self, split: str) -> int:
+        return int((self.index.rows.split == split).sum())
+
+    def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        local = _per_rank(batch_size, self.place.world)
+        counts = self.index.rows[self.index.rows.split == "train"].groupby("part").size()
+        order = np.random.default_rng([seed, epoch]).permutation(counts.index.to_numpy())
+        dealt = [order[r :: self.place.world] for r in range(self.place.world)]
+        steps = min(int(counts.loc[parts].sum()) for parts in dealt) // local  # the same on every rank
+        shuffle: dict[str, Any] = {
+            "local_shuffle_buffer_size": _SHUFFLE_BUFFER_BATCHES * local,
+            "local_shuffle_seed": int(np.random.default_rng([seed, epoch, 1]).integers(2**31)),
+        }
+        batches = self._read(dealt[self.place.rank], "train", None, local, shuffle)
+        for step, arrays in zip(range(steps), batches, strict=False):
+            draws = Draws.draw(local, self.transform.data, (seed, epoch, step, self.place.rank))
+            yield self._batch(arrays, draws)
+
+    def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        rows = self.index.rows[self.index.rows.split == split].sort_values("id", kind="stable")
+        rows = rows.iloc[_chosen(rows.id.to_numpy(), limit, seed)]
+        parts = self.place.mine(np.unique(rows.part.to_numpy()))
+        wanted = frozenset(rows.id) if limit is not None else None
+        for arrays in self._read(parts, split, wanted, EVALUATION_BATCH, {}):
+            yield self._batch(arrays, None)
+
+    def _read(
+        self, parts: np.ndarray, split: str, ids: frozenset[str] | None, size: int, shuffle: dict[str, Any]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        if len(parts) == 0:
+            return
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True  # the same order for the same seed
+        dataset = ray.data.read_parquet(
+            [self.index.paths[p] for p in parts],
+            columns=[*_READ_COLUMNS, "split", *self.index.shapes],
+            ray_remote_args={"num_cpus": STREAM_TASK_CPUS},
+        ).map_batches(
+            partial(_decode_wanted, split=split, ids=ids, shapes=self.index.shapes),
+            batch_format="pyarrow",
+            num_cpus=STREAM_TASK_CPUS,
+        )
+        batches = dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2, **shuffle)
+        yield from cast(Iterator[dict[str, np.ndarray]], iter(batches))
+
+    def _batch(self, arrays: dict[str, np.ndarray], draws: Draws | None) -> Batch:
+        labels = torch.from_numpy(arrays["label"]).to(self.place.device)
+        inputs = self.transform({m: arrays[m] for m in self.index.shapes}, draws, self.place.device)
+        return Batch(inputs, labels, tuple(str(i) for i in arrays["id"]))
+
+
+def _decode_wanted(
+    table: pa.Table, split: str, ids: frozenset[str] | None, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    keep = np.asarray([s == split for s in table["split"].to_pylist()], dtype=bool)
+    if ids is not None:
+        keep &= np.asarray([i in ids for i in table["id"].to_pylist()], dtype=bool)
+    kept = table.filter(pa.array(keep))
+    if len(kept) == 0:
+        empty: dict[str, np.ndarray] = {"id": np.empty(0, object), "label": np.empty(0, np.int64)}
+        return empty | {m: np.empty((0, *s), np.float16 if m == "audio" else np.uint8) for m, s in shapes.items()}
+    return decode_rows(kept, shapes)
+
+
+def choose_mode(cache: ClipCache, data: DataConfig, store_bytes: int) -> tuple[str, str]:
+    """`memory` or `stream`, and a sentence that says why."""
+    size, room = cache.nbytes / 2**20, data.memory_share * store_bytes / 2**20
+    if data.mode != "auto":
+        return data.mode, f"data.mode is {data.mode} ({size:.0f} MiB decoded)"
+    mode = "memory" if size <= room else "stream"
+    verb = "fit" if mode == "memory" else "do not fit"
+    return mode, f"{size:.0f} MiB decoded {verb} in {room:.0f} MiB of the object store"

@@ -1,0 +1,107 @@
+"""What every command shares: arguments that name a configuration, one-line errors, and a local or joined Ray."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from crmt.errors import BadInputError, CRMTError
+from pipelines.config import CONFIG_DIR, RunConfig, load_config, parse, parse_overrides, with_values
+
+INTERRUPTED = 130
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """--dataset, --data-root, --config and --set."""
+    from pipelines import datasets
+
+    parser.add_argument("--dataset", help=f"one of {', '.join(datasets.names())}")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the clips (for manifest: the CSV) lie")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="default: tune_configs/<dataset>.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, e.g. train.epochs=5"
+    )
+
+
+def config_from(options: argparse.Namespace) -> RunConfig:
+    """The configuration that `add_config_arguments` names.
+
+    Raises:
+        BadInputError: no data set given, an unknown one, or a configuration that is not valid.
+    """
+    from pipelines import datasets
+
+    if options.dataset is None and options.config is None:
+        raise BadInputError(f"give --dataset: one of {', '.join(datasets.names())}")
+    if options.dataset is not None:
+        datasets.check_name(options.dataset)
+    config = load_config(options.config or CONFIG_DIR / f"{options.dataset}.yaml", options.set)
+    values: dict[str, object] = {}
+    if options.dataset is not None:
+        values["data.dataset"] = options.dataset
+    if options.data_root is not None:
+        values["data.root"] = str(options.data_root.resolve())
+    return with_values(config, values) if values else config
+
+
+def config_from_card(card: dict[str, Any], overrides: list[str], root: Path | None) -> RunConfig:
+    """The configuration in a saved model's card, with `--set` and `--data-root` applied.
+
+    Raises:
+        BadInputError: a card without one, or an override that is not valid.
+    """
+    config = parse(card.get("config"), "the model's card")
+    values = parse_overrides(overrides)
+    if root is not None:
+        values["data.root"] = str(root.resolve())
+    return with_values(config, values)
+
+
+def start_ray(address: str | None = None, *, dashboard: bool = True) -> str | None:
+    """Join the cluster at `address` (or $RAY_ADDRESS, or one on this machine), else start Ray here.
+
+    Returns the dashboard's address, or None where there is none.
+
+    Raises:
+        CRMTError: no cluster answers at `address`.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+
+    url = None
+    if not ray.is_initialized():
+        try:
+            context = ray.init(
+                address=address,
+                include_dashboard=dashboard if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except ConnectionError:
+            where = address or os.environ.get("RAY_ADDRESS")
+            raise CRMTError(f"no Ray cluster answers at {where}: start one, or leave the address out") from None
+        url = getattr(context, "dashboard_url", None)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    return url and f"http://{url.removeprefix('http://')}"
+
+
+def run_command(body: Callable[[], int], after_interrupt: str = "") -> int:
+    """Run a command's body: 2 and one line for bad input, 1 and one line for a failure, 130 after Ctrl-C."""
+    try:
+        return body()
+    except BadInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CRMTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped. {after_interrupt}".strip(), file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,102 @@
+"""`manifest`: anybody's own clips, from one table.
+
+Layout: a CSV (or Parquet) with the header `path,label,split`, one row a clip; `--data-root` names that file, or a
+folder with `manifest.csv` in it. Paths are relative to the file (absolute ones are taken as they are); any container
+that ffmpeg reads. Labels are any text; classes are the sorted labels. Splits are train, validation and test; without
+validation rows a share of train is carved out. An optional column `group` names the source video, so that cuts of one
+video stay together. Other columns are ignored. Origin and licence: the user's own. A clip that is missing on disk is
+quarantined.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow
+
+from crmt.errors import BadInputError
+from pipelines.config import DataConfig, nearest
+from pipelines.datasets.index import SPLITS, ClipIndex
+
+REQUIRED = ("path", "label", "split")
+_FORM = "Write a header `path,label,split` and one row a clip, for example `clips/a.mp4,dog,train`"
+
+
+def load(data: DataConfig) -> ClipIndex:
+    """Read the table that `data.root` names.
+
+    Raises:
+        BadInputError: no table, missing columns, no rows, empty cells, unknown splits, duplicate paths, a single class,
+            or no train or no test rows.
+    """
+    file = _find(data.root)
+    table = _read(file)
+    missing = [c for c in REQUIRED if c not in table]
+    if missing:
+        found = ", ".join(map(str, table.columns)) or "nothing"
+        raise BadInputError(f"{file} has no column {', '.join(missing)} (found {found}). {_FORM}")
+    if table.empty:
+        raise BadInputError(f"{file} has a header but no rows. {_FORM}")
+    _check_rows(file, table)
+    classes = tuple(sorted(set(table["label"])))
+    if len(classes) < 2:
+        raise BadInputError(f"{file}: every clip has the label {classes[0]!r}; training needs two classes at least")
+    _check_classes(file, table)
+    group = table["group"].where(table["group"] != "", table["path"]) if "group" in table else table["path"]
+    clips = pd.DataFrame(
+        {
+            "id": table["path"],
+            "path": [str(file.parent / path) for path in table["path"]],
+            "label": table["label"].map({name: i for i, name in enumerate(classes)}).astype(int),
+            "split": table["split"],
+            "group": group,
+        }
+    )
+    return ClipIndex("manifest", classes, clips)
+
+
+def _find(root: Path | None) -> Path:
+    if root is None:
+        raise BadInputError(f"manifest needs your table: give --data-root FILE.csv (or data.root). {_FORM}")
+    root = root.expanduser().absolute()
+    candidates = [root / "manifest.csv", root / "manifest.parquet"] if root.is_dir() else [root]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise BadInputError(f"manifest: no file {' or '.join(map(str, candidates))}. {_FORM}")
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        if file.suffix == ".parquet":
+            table = pd.read_parquet(file)
+            return table.astype({c: str for c in (*REQUIRED, "group") if c in table})
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise BadInputError(f"{file} cannot be read: {' '.join(str(error).split())}. {_FORM}") from None
+    except OSError as error:
+        raise BadInputError(f"{file} cannot be read: {error.strerror or error}") from None
+    return table
+
+
+def _check_rows(file: Path, table: pd.DataFrame) -> None:
+    for column in REQUIRED:
+        empty = table.index[table[column].str.strip() == ""]
+        if len(empty):
+            raise BadInputError(f"{file}: row {empty[0] + 1} has no {column}")
+    for row, split in enumerate(table["split"]):
+        if split not in SPLITS:
+            raise BadInputError(f"{file}: row {row + 1}: unknown split {split!r}.{nearest(split, list(SPLITS))}")
+    twice = table.index[table["path"].duplicated()]
+    if len(twice):
+        raise BadInputError(f"{file}: row {twice[0] + 1}: {table['path'][twice[0]]!r} is listed a second time")
+    for split in ("train", "test"):
+        if not (table["split"] == split).any():
+            raise BadInputError(f"{file}: no row has the split `{split}`; training and the final numbers need both")
+
+
+def _check_classes(file: Path, table: pd.DataFrame) -> None:
+    unseen = sorted(set(table["label"]) - set(table["label"][table["split"] == "train"]))
+    if unseen:
+        raise BadInputError(f"{file}: label {unseen[0]!r} has no clip in train, so it cannot be learned")

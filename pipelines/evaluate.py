@@ -1,0 +1,122 @@
+"""Attack and certify a saved model, on the clips that its card names or on others.
+
+python pipelines/evaluate.py runs/NAME/models/TRIAL --set attack.steps=50
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from crmt.checkpoint import load_model
+from crmt.errors import BadInputError
+from crmt.evaluate import predict
+from crmt.lipschitz import gradient_constants
+from crmt.methods import method_class
+from crmt.model import ModelSpec
+from pipelines.batches import Placement, modalities_of
+from pipelines.command import config_from_card, run_command, start_ray
+from pipelines.config import RunConfig
+from pipelines.ingest import ClipCache
+from pipelines.launch import device_of
+from pipelines.live import LiveTable
+from pipelines.measure import Measurement
+from pipelines.prepare import prepare
+from pipelines.report import build_report, print_summary
+from pipelines.results import ResultsStore
+from pipelines.run_folder import create_run, given_of, now, provenance, store_quarantine, write_card
+from pipelines.sessions import LocalSession
+from pipelines.trial import trial_row, updated_row
+
+TRIAL = "evaluation"
+
+
+def _check_same_task(spec: ModelSpec, cache: ClipCache, config: RunConfig) -> None:
+    """A model can only be measured on clips of its own classes and shapes."""
+    if spec.classes != cache.classes:
+        raise BadInputError(
+            f"the model knows {len(spec.classes)} classes ({', '.join(spec.classes[:5])} …), the clips have "
+            f"{len(cache.classes)} ({', '.join(cache.classes[:5])} …): give the data set that it was trained on"
+        )
+    for model, clips in zip(spec.modalities, modalities_of(cache, config.data, list(spec.encoders)), strict=True):
+        if model.shape != clips.shape:
+            raise BadInputError(f"the model takes {model.name} of shape {model.shape}, the clips give {clips.shape}")
+
+
+def run_evaluation(folder: Path, overrides: list[str], root: Path | None, split: str, out: Path | None) -> Path:
+    """Measure a saved model; returns the folder with results and report.
+
+    τ̂ is estimated anew on training clips, standardised as the model's own training clips were.
+
+    Raises:
+        BadInputError: not a saved model, or clips that it cannot take.
+    """
+    console = Console()
+    model, spec, card = load_model(folder)
+    config = config_from_card(card, overrides, root)
+    start_ray(dashboard=False)
+    prepared = prepare(config, lambda text: console.print(text, highlight=False))
+    _check_same_task(spec, prepared.cache, config)
+    run = create_run(out, config.data.dataset, "evaluation")
+    write_card(run, provenance(config, prepared.cache, spec.modalities, run.name, prepared.why))
+    store_quarantine(run, prepared.cache)
+    given = given_of(run, prepared.cache, spec.modalities)
+    store = ResultsStore(run / "results")
+    row = trial_row(TRIAL, config, {}, given.provenance, now()) | {"epochs": config.train.epochs}
+    store.write("trials", TRIAL, [row])
+    place = Placement(device=device_of(float(torch.cuda.is_available())))
+    session = LocalSession(TRIAL, run, place)
+    clips = prepared.source.open(place)
+    model = model.to(place.device)
+    with LiveTable(run, 1, console):
+        session.progress("τ", 0.0)
+        constants = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))
+        training = predict(model, clips.ordered("train"), missing=False)
+        with torch.no_grad():
+            reference = (model.head.integration.cpu() * training.scores).mean(0)
+        measure = Measurement(config, clips, session.gather, session.progress, split)
+        stage = "step2" if method_class(config.train.method).step2 else "step1"
+        measured = measure(model, constants, reference, stage, True)
+    for table in ("metrics", "curves", "radii"):
+        rows = [{"trial_id": TRIAL, **r} for r in getattr(measured, table)]
+        store.write(table, f"{TRIAL}.{stage}", rows)
+    done = {
+        "finished": True,
+        "epoch": config.train.epochs,
+        "weights_sha256": card["weights_sha256"],
+        "model": str(folder.resolve()),
+    }
+    store.write("trials", TRIAL, [updated_row(row, done, 0.0)])
+    print_summary(run, console)
+    console.print(f"report: {build_report(run)}", soft_wrap=True, highlight=False)
+    return run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="the folder of a saved model: runs/NAME/models/TRIAL")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the clips lie now, if they were moved")
+    parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/<dataset>-evaluation-<time>")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. attack.restarts=5")
+    options = parser.parse_args(argv)
+
+    def body() -> int:
+        run_evaluation(options.model, options.set, options.data_root, options.split, options.out)
+        return 0
+
+    return run_command(body)
+
+
+if __name__ == "__main__":
+    from pipelines.evaluate import main as run  # under its real name, so that pickles name the module, not __main__
+
+    sys.exit(run())

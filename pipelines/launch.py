@@ -1,0 +1,111 @@
+"""Start trials: in this process, in a Tune trial's own process, or on Ray Train workers through TorchTrainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crmt.errors import CRMTError
+from pipelines.batches import Placement
+from pipelines.config import RunConfig, parse, with_values
+from pipelines.prepare import ClipSource
+from pipelines.sessions import LocalSession, TuneSession, WorkerSession, device_of
+from pipelines.trial import TrialInput, run_trial
+
+DRIVER_CPUS = 0.01
+"""Of a trial that only waits for its workers; a whole CPU would deadlock a small machine in silence."""
+
+
+def tune_trial(
+    params: dict[str, Any], *, base: dict[str, Any] | None = None, given: TrialInput, source: ClipSource
+) -> None:
+    """The function that Tune runs: one trial with these searched parameters."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    config = with_values(parse(base, "the run's configuration"), params)
+    trial_id = tune.get_context().get_trial_id()
+    if config.sweep.workers > 1:
+        fit_with_workers(config, given, source, trial_id, [TuneReportCallback()])
+        return
+    place = Placement(device=device_of(config.sweep.gpus_per_worker))
+    run_trial(config, given, source.open(place), TuneSession(trial_id, given.run, place))
+
+
+def local_trial(config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str) -> dict[str, Any]:
+    """One trial in this process; returns its last report."""
+    place = Placement(device=device_of(float(torch.cuda.is_available())))
+    return run_trial(config, given, source.open(place), LocalSession(trial_id, given.run, place))
+
+
+def fit_with_workers(
+    config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str, callbacks: list[Any]
+) -> dict[str, Any]:
+    """One trial on `sweep.workers` Ray Train workers; returns rank 0's last report.
+
+    The Train run is named after the trial: started again, it goes on from its checkpoint.
+
+    Raises:
+        CRMTError: the workers failed more often than `sweep.max_failures`.
+    """
+    from ray import train
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+
+    sweep = config.sweep
+    resources = {"CPU": sweep.cpus_per_worker}
+    if sweep.gpus_per_worker:
+        resources["GPU"] = sweep.gpus_per_worker
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "given": given,
+            "source": source,
+            "trial_id": trial_id,
+        },
+        scaling_config=train.ScalingConfig(
+            num_workers=sweep.workers, use_gpu=sweep.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=train.RunConfig(
+            name=trial_id,
+            storage_path=str(Path(given.run) / "workers"),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=sweep.max_failures, controller_failure_limit=1),
+            callbacks=callbacks,
+        ),
+    )
+    result = trainer.fit()
+    if result.error is not None:
+        raise CRMTError(f"the workers of trial {trial_id} failed: {first_line(result.error)}")
+    return dict(result.metrics or {})
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    from ray import train
+    from ray.train.torch import get_device
+
+    context = train.get_context()
+    config = parse(settings["config"], "the run's configuration")
+    place = Placement(context.get_world_rank(), context.get_world_size(), get_device())
+    session = WorkerSession(settings["trial_id"], settings["given"].run, place)
+    run_trial(config, settings["given"], settings["source"].open(place), session)
+
+
+def first_line(error: BaseException | str | None) -> str:
+    """What went wrong, in one line: the innermost cause of a remote error."""
+    seen: BaseException | str | None = error
+    while isinstance(seen, BaseException):
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        failures = getattr(seen, "worker_failures", None)
+        if isinstance(failures, dict) and failures:
+            inner = next(iter(failures.values()))
+        if not isinstance(inner, BaseException) or inner is seen:
+            break
+        seen = inner
+    lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(seen).__name__
+    return text if isinstance(seen, CRMTError | str) else f"{type(seen).__name__}: {text}"

@@ -1,0 +1,75 @@
+"""From a configuration to clips that trials can read: index ▸ ingest ▸ the object store, or an index to stream by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import datasets
+from pipelines.batches import (
+    Clips,
+    MemoryClips,
+    Placement,
+    StreamClips,
+    StreamIndex,
+    Transform,
+    choose_mode,
+    modalities_of,
+    read_table,
+)
+from pipelines.config import RunConfig
+from pipelines.ingest import ClipCache, ingest
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Small and picklable: every trial and worker opens its own view of the clips from it."""
+
+    mode: str
+    table: Any
+    """memory: an ObjectRef of the `ClipTable`."""
+    index: StreamIndex | None
+    transform: Transform
+
+    def open(self, place: Placement) -> Clips:
+        """The clips as the worker at `place` sees them."""
+        if self.mode == "memory":
+            import ray
+
+            return MemoryClips(ray.get(self.table), self.transform, place)
+        assert self.index is not None
+        return StreamClips(self.index, self.transform, place)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Clips, decoded and at hand."""
+
+    cache: ClipCache
+    source: ClipSource
+    why: str
+    """One sentence: how they reach the trials, and why so."""
+
+
+def prepare(config: RunConfig, say: Callable[[str], None] = print) -> Prepared:
+    """Decode (or find in the cache) the clips of a configuration. Needs a running Ray.
+
+    Raises:
+        BadInputError: lists or settings that cannot be used. CRMTError: too many clips failed.
+    """
+    import ray
+
+    names = tuple(config.model.encoders)
+    cache = ingest(datasets.load(config.data), config.data, names)
+    modalities_of(cache, config.data, names)
+    store = int(ray.cluster_resources().get("object_store_memory", 0))
+    mode, why = choose_mode(cache, config.data, store)
+    transform = Transform.of(cache, config.data)
+    sentence = f"{'in the object store' if mode == 'memory' else 'streamed from Parquet'}: {why}"
+    say(f"clips: {cache.counts}, {cache.failed} failed; {sentence}")
+    if mode == "memory":
+        source = ClipSource(mode, ray.put(read_table(cache, names)), None, transform)
+    else:
+        source = ClipSource(mode, None, StreamIndex.of(cache, names), transform)
+    return Prepared(cache, source, sentence)

@@ -1,0 +1,52 @@
+"""Tune's events ▸ rows of the `trials` table: a trial that fails or is stopped leaves a row, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from pipelines.config import RunConfig, with_values
+from pipelines.launch import first_line
+from pipelines.results import ResultsStore
+from pipelines.run_folder import now
+from pipelines.trial import trial_row, updated_row
+
+
+class Recorder(tune.Callback):
+    """Writes one row a trial as its events come. Holds only plain values, since Tune pickles it to resume."""
+
+    def __init__(self, run: Path, config: RunConfig, provenance: dict[str, Any]) -> None:
+        self.run, self.provenance = run, provenance
+        self.config = config.without_search()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._write(trial, {"status": "running", "error": None})
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        row = self._row(trial)
+        self._write(trial, updated_row(row, result, float(result.get("time_total_s", 0.0))))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        row = self._row(trial)
+        if row["status"] != "finished":
+            self._write(trial, row | {"status": "stopped"})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._write(trial, self._row(trial) | {"status": "failed", "error": first_line(trial.get_error())})
+
+    def _row(self, trial: Any) -> dict[str, Any]:
+        """The row as it stands, or a new one."""
+        stored = ResultsStore(self.run / "results").read("trials", trial.trial_id)
+        if len(stored):
+            values = stored.astype(object).where(stored.notna(), None).to_dict("records")[0]
+            return {str(k): v for k, v in values.items()}
+        params = dict(trial.config)
+        return trial_row(trial.trial_id, with_values(self.config, params), params, self.provenance, now())
+
+    def _write(self, trial: Any, changes: dict[str, Any]) -> None:
+        row = self._row(trial) | changes
+        ResultsStore(self.run / "results").write("trials", trial.trial_id, [row])

@@ -1,0 +1,146 @@
+"""The results store of a run: small Parquet parts, one file a trial and table, written atomically as they come."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crmt.errors import BadInputError
+
+_S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+
+TABLES: dict[str, pa.Schema] = {
+    # one row a trial; written when it starts, when it reports and when it ends
+    "trials": pa.schema(
+        {
+            "trial_id": _S,
+            "status": _S,  # running | finished | stopped | failed
+            "error": _S,
+            "method": _S,
+            "params": _S,  # JSON of what was searched; a parameter that has no effect on the method is null
+            "config": _S,  # JSON of the whole configuration
+            "seed": _I,
+            "epochs": _I,
+            "workers": _I,
+            "seconds": _F,
+            "started": _S,  # ISO 8601, UTC
+            "selected_by": _S,  # name of the validation metric
+            "selected_value": _F,
+            "clips_sha256": _S,  # of the clip list
+            "commit": _S,
+            "weights_sha256": _S,
+            "model": _S,  # path of the saved model, relative to the run
+        }
+    ),
+    # learning curves: one row a trial, epoch and name
+    "epochs": pa.schema({"trial_id": _S, "epoch": _I, "name": _S, "value": _F}),
+    # plain numbers: clean_accuracy, unimodal_accuracy, missing_accuracy, mean_radius, indicator_ratio ...
+    "metrics": pa.schema(
+        {
+            "trial_id": _S,
+            "stage": _S,  # step1 | step2
+            "final": _B,  # the stage whose model is saved
+            "split": _S,
+            "name": _S,
+            "modality": _S,  # null: joint
+            "value": _F,
+            "low": _F,  # 95 % Wilson interval where the value is a share
+            "high": _F,
+            "n": _I,
+        }
+    ),
+    # accuracy under attack: one row a trial, stage, attack, ball and budget
+    "curves": pa.schema(
+        {
+            "trial_id": _S,
+            "stage": _S,
+            "final": _B,
+            "split": _S,
+            "attack": _S,  # fgm | pgd
+            "ball": _S,  # joint | <modality>
+            "norm": _S,
+            "space": _S,
+            "epsilon": _F,
+            "accuracy": _F,
+            "low": _F,
+            "high": _F,
+            "n": _I,
+            "settings": _S,  # JSON: steps, restarts, loss, seed
+        }
+    ),
+    # one row a trial, stage, test clip, certificate and ball
+    "radii": pa.schema(
+        {
+            "trial_id": _S,
+            "stage": _S,
+            "final": _B,
+            "clip_id": _S,
+            "label": _I,
+            "predicted": _I,
+            "certificate": _S,  # estimate | lipschitz | smoothing
+            "ball": _S,
+            "space": _S,
+            "radius": _F,  # 0 where the prediction is wrong
+            "indicator": _F,  # η of this modality at the attaining class; null for joint
+            "audited": _B,
+            "violated": _B,  # an attack strictly inside the radius changed the prediction
+        }
+    ),
+    "quarantine": pa.schema({"clip_id": _S, "path": _S, "split": _S, "reason": _S, "detail": _S}),
+}
+
+
+class ResultsStore:
+    """Tables under `root`, each the union of its parts; writing a part again replaces it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def write(self, table: str, part: str, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> Path:
+        """Write one part; a reader sees the old part or the new one, never half of it."""
+        schema = TABLES[table]
+        records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else [dict(row) for row in rows]
+        unknown = {str(key) for row in records for key in row} - set(schema.names)
+        if unknown:
+            raise KeyError(f"table {table!r} has no column {', '.join(sorted(unknown))}")
+        columns = {f.name: pa.array([row.get(f.name) for row in records], f.type, from_pandas=True) for f in schema}
+        target = self.root / table / f"{part}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
+        os.close(handle)
+        try:
+            pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return target
+
+    def read(self, table: str, part: str | None = None) -> pd.DataFrame:
+        """The whole table (or one part of it), parts in the order of their names; empty where nothing was written."""
+        schema = TABLES[table]
+        folder = self.root / table
+        parts = [folder / f"{part}.parquet"] if part else sorted(folder.glob("*.parquet"))
+        tables = [pq.read_table(p, schema=schema) for p in parts if p.exists()]
+        return (pa.concat_tables(tables) if tables else schema.empty_table()).to_pandas()
+
+
+def open_store(run: Path) -> ResultsStore:
+    """The store of a run folder.
+
+    Raises:
+        BadInputError: `run` is not the folder of a run.
+    """
+    root = Path(run) / "results"
+    if not root.is_dir():
+        raise BadInputError(
+            f"{run} holds no results. Give the folder of a run, as printed at its end (it contains `results/`)"
+        )
+    return ResultsStore(root)

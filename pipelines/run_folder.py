@@ -1,0 +1,135 @@
+"""The folder of a run: its name, its provenance (`run.json`), and where everything in it lies."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from crmt.errors import BadInputError
+from crmt.modality import Modality
+from pipelines.config import RunConfig, parse
+from pipelines.ingest import ClipCache
+from pipelines.results import ResultsStore
+from pipelines.trial import TrialInput
+
+RUNS = Path("runs")
+CARD = "run.json"
+_PACKAGES = ("torch", "ray", "numpy", "optuna", "librosa", "decord2", "imageio-ffmpeg", "pyarrow")
+
+
+def now() -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def create_run(folder: Path | None, dataset: str, kind: str) -> Path:
+    """A new run folder: `folder`, or runs/<dataset>-<kind>-<time>.
+
+    Raises:
+        BadInputError: the folder holds something already.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    run = (folder or RUNS / f"{dataset}-{kind}-{stamp}").resolve()
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise BadInputError(f"{run} exists and is not empty: go on with --resume {run}, or name another folder")
+    (run / "results").mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def latest_run() -> Path:
+    """The newest sweep under runs/.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    found = [p.parent for p in RUNS.glob(f"*/{CARD}") if (p.parent / "tune").is_dir()]
+    if not found:
+        raise BadInputError(f"no sweep to resume under {RUNS.resolve()}: give --resume the folder of a run")
+    return max(found, key=lambda p: (p / CARD).stat().st_mtime).resolve()
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def provenance(
+    config: RunConfig, cache: ClipCache, modalities: Sequence[Modality], name: str, mode: str
+) -> dict[str, Any]:
+    """What `run.json` and every model's card say about where the numbers come from."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return {
+        "name": name,
+        "dataset": cache.name,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "started": now(),
+        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
+        "hardware": {
+            "cpus": int(resources.get("CPU", os.cpu_count() or 1)),
+            "memory_gib": round(resources.get("memory", 0) / 2**30, 1),
+            "gpus": int(resources.get("GPU", 0)),
+            "nodes": len(ray.nodes()),
+        },
+        "clips": {**cache.counts, "failed": cache.failed},
+        "clips_sha256": cache.clips_sha256,
+        "cache_key": cache.key,
+        "classes": len(cache.classes),
+        "class_names": list(cache.classes),
+        "modalities": [m.name for m in modalities],
+        "spaces": {m.name: m.space for m in modalities},
+        "batches": mode,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def write_card(run: Path, card: dict[str, Any]) -> None:
+    """Write `run.json`, atomically."""
+    temporary = run / f".{CARD}.tmp"
+    temporary.write_text(json.dumps(card, indent=1))
+    temporary.replace(run / CARD)
+
+
+def read_card(run: Path) -> tuple[dict[str, Any], RunConfig]:
+    """`run.json` and the configuration in it.
+
+    Raises:
+        BadInputError: not the folder of a run.
+    """
+    try:
+        card = json.loads((run / CARD).read_text())
+        return card, parse(card["config"], str(run / CARD))
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, BadInputError):
+            raise
+        raise BadInputError(f"{run} is not the folder of a run: it has no readable {CARD}") from None
+
+
+def given_of(run: Path, cache: ClipCache, modalities: Sequence[Modality]) -> TrialInput:
+    """What all trials of a run share; its provenance goes into every model's card."""
+    card, _ = read_card(run)
+    kept = ("clips_sha256", "cache_key", "commit", "dirty", "versions", "dataset")
+    return TrialInput(run, tuple(modalities), cache.classes, {k: card[k] for k in kept})
+
+
+def store_quarantine(run: Path, cache: ClipCache) -> None:
+    """Copy the quarantine into the results: a number never travels without the clips that are missing from it."""
+    ResultsStore(run / "results").write("quarantine", "ingest", cache.quarantine)

@@ -1,0 +1,220 @@
+"""The main command: a sweep over tune_configs/<dataset>.yaml on Ray Tune, with preflight, live table and resume.
+
+python pipelines/sweep.py --dataset avdigits
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from crmt.errors import BadInputError, CRMTError
+from crmt.methods import method_class
+from pipelines.batches import modalities_of
+from pipelines.command import INTERRUPTED, add_config_arguments, config_from, run_command, start_ray
+from pipelines.config import RunConfig, value_at, with_values
+from pipelines.launch import DRIVER_CPUS, tune_trial
+from pipelines.live import LiveTable
+from pipelines.preflight import Plan, plan_sweep
+from pipelines.prepare import Prepared, prepare
+from pipelines.recorder import Recorder
+from pipelines.report import build_report, print_summary
+from pipelines.results import ResultsStore
+from pipelines.run_folder import create_run, given_of, latest_run, provenance, read_card, store_quarantine, write_card
+from pipelines.trial import TrialInput
+
+TUNE = "tune"
+
+
+def search_space(config: RunConfig) -> dict[str, Any]:
+    """`search` as Tune's domains.
+
+    Raises:
+        BadInputError: a continuous range in a grid.
+    """
+    grid = config.sweep.algorithm == "grid"
+    space: dict[str, Any] = {}
+    for path, entry in config.search.items():
+        kind, values = next(iter(entry.items()))
+        if kind in ("choice", "grid"):
+            space[path] = tune.grid_search(values) if grid else tune.choice(values)
+        elif grid:
+            raise BadInputError(f"search.{path}: sweep.algorithm is grid, which needs a list of values, not {kind}")
+        elif kind == "int":
+            space[path] = tune.randint(int(values[0]), int(values[1]) + 1)
+        else:
+            space[path] = (tune.uniform if kind == "uniform" else tune.loguniform)(*values)
+    return space
+
+
+def _tune_config(config: RunConfig, plan: Plan) -> tune.TuneConfig:
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+    from ray.tune.search.optuna import OptunaSearch
+
+    sweep, epochs = config.sweep, config.train.epochs
+    points = [{path: value_at(config, path) for path in config.search} | point for point in sweep.start_with]
+    algorithm: Searcher | SearchAlgorithm
+    if sweep.algorithm == "optuna" and config.search:
+        algorithm = OptunaSearch(points_to_evaluate=points or None, seed=sweep.seed)
+    else:
+        chosen = points if sweep.algorithm == "random" else None
+        algorithm = BasicVariantGenerator(points_to_evaluate=chosen, random_state=sweep.seed)
+    scheduler = None
+    if sweep.scheduler == "asha":
+        scheduler = ASHAScheduler(
+            time_attr="epoch",
+            max_t=max(epochs, 2),
+            grace_period=min(sweep.grace_epochs, max(epochs - 1, 1)),
+            reduction_factor=sweep.reduction_factor,
+            stop_last_trials=False,  # the last epoch is not the end: step 2, attacks and radii follow
+        )
+    return tune.TuneConfig(
+        metric="selected",
+        mode="max",
+        search_alg=algorithm,
+        scheduler=scheduler,
+        num_samples=1 if sweep.algorithm == "grid" else plan.trials,
+        max_concurrent_trials=plan.concurrent,
+    )
+
+
+def _trainable(config: RunConfig, given: TrialInput, prepared: Prepared) -> Any:
+    sweep = config.sweep
+    alone = sweep.workers == 1
+    resources = {"CPU": sweep.cpus_per_worker if alone else DRIVER_CPUS}
+    if alone and sweep.gpus_per_worker:
+        resources["GPU"] = sweep.gpus_per_worker
+    base = config.without_search().model_dump(mode="json")
+    bound = tune.with_parameters(tune_trial, base=base, given=given, source=prepared.source)
+    return tune.with_resources(bound, resources)
+
+
+def _check_methods(config: RunConfig) -> None:
+    """Every method and encoder that a trial may get, before anything starts."""
+    methods = {config.train.method}
+    entry = config.search.get("train.method", {})
+    methods |= {str(v) for v in next(iter(entry.values()), [])}
+    for name in methods:
+        method_class(name)
+    if not config.model.encoders:
+        raise BadInputError("model.encoders names no modality")
+
+
+def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_run: bool, address: str | None) -> int:
+    """A sweep from preflight to report; returns the exit code."""
+    console = Console()
+    _check_methods(config)
+    space = search_space(config)
+    dashboard = start_ray(address)
+    plan = plan_sweep(config)
+    plan.show(console)
+    plan.check()
+    if dry_run:
+        console.print("dry run: nothing was started")
+        return 0
+    if dashboard:
+        console.print(f"Ray dashboard: {dashboard}")
+    prepared = prepare(config, lambda text: console.print(text, highlight=False))
+    modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))
+    run = resume or create_run(folder, config.data.dataset, "sweep")
+    if resume is None:
+        write_card(run, provenance(config, prepared.cache, modalities, run.name, prepared.why))
+    elif read_card(run)[0]["clips_sha256"] != prepared.cache.clips_sha256:
+        raise BadInputError(f"the clip list is no longer the one that {run} was started with: start a new sweep")
+    store_quarantine(run, prepared.cache)
+    given = given_of(run, prepared.cache, modalities)
+    tuner = _tuner(config, plan, space, run, _trainable(config, given, prepared), given, resume is not None)
+    console.print(f"results: {run}")
+    with LiveTable(run, plan.trials, console):
+        tuner.fit()
+    return _finish(run, console)
+
+
+def _tuner(
+    config: RunConfig, plan: Plan, space: dict[str, Any], run: Path, trainable: Any, given: TrialInput, resume: bool
+) -> tune.Tuner:
+    if resume and tune.Tuner.can_restore(str(run / TUNE)):
+        return tune.Tuner.restore(str(run / TUNE), trainable, resume_unfinished=True, resume_errored=True)
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=_tune_config(config, plan),
+        run_config=tune.RunConfig(
+            name=TUNE,
+            storage_path=str(run),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[Recorder(run, config, given.provenance)],
+        ),
+    )
+
+
+def _finish(run: Path, console: Console) -> int:
+    """Report and summary of what there is; 0 if a trial finished, 1 if none did, 130 if it was stopped."""
+    trials = ResultsStore(run / "results").read("trials")
+    print_summary(run, console)
+    report = build_report(run)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    unfinished = int((trials.status == "running").sum())
+    if unfinished:
+        console.print(
+            f"stopped with {unfinished} trials unfinished; go on with: python pipelines/sweep.py --resume {run}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return INTERRUPTED
+    if not (trials.status == "finished").any():
+        raise CRMTError(f"no trial finished; the errors are in the table above and in {report}")
+    return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--trials", type=int, help="sweep.trials")
+    parser.add_argument("--workers", type=int, help="sweep.workers: workers of one trial")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default runs/<dataset>-sweep-<time>")
+    parser.add_argument(
+        "--resume", nargs="?", const="latest", metavar="DIR", help="go on with a sweep; default: the newest"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would run and what it needs, and stop")
+    parser.add_argument("--address", help="of a Ray cluster; default: one on this machine, else Ray is started here")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
+    options = _arguments().parse_args(argv)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+    def body() -> int:
+        if options.resume is not None:
+            if options.dataset or options.config or options.set or options.data_root or options.out:
+                raise BadInputError("--resume takes the run's own configuration: leave out --dataset, --config, --set")
+            run = latest_run() if options.resume == "latest" else Path(options.resume).resolve()
+            return run_sweep(read_card(run)[1], None, run, options.dry_run, options.address)
+        config = config_from(options)
+        changes = {"sweep.trials": options.trials, "sweep.workers": options.workers}
+        config = with_values(config, {k: v for k, v in changes.items() if v is not None})
+        return run_sweep(config, options.out, None, options.dry_run, options.address)
+
+    return run_command(body, "A sweep that had begun goes on with: python pipelines/sweep.py --resume")
+
+
+if __name__ == "__main__":
+    from pipelines.sweep import main as run  # under its real name, so that pickles name the module, not __main__
+
+    sys.exit(run())

@@ -1,0 +1,99 @@
+"""One training run: a trial without Tune. Trains, measures and saves a model, and writes its report.
+
+python pipelines/train.py --dataset avdigits --set train.method=jt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from crmt.errors import BadInputError, CRMTError
+from pipelines.batches import modalities_of
+from pipelines.command import add_config_arguments, config_from, run_command, start_ray
+from pipelines.config import RunConfig, with_values
+from pipelines.launch import first_line, fit_with_workers, local_trial
+from pipelines.live import LiveTable
+from pipelines.preflight import plan_sweep
+from pipelines.prepare import prepare
+from pipelines.report import build_report, print_summary
+from pipelines.results import ResultsStore
+from pipelines.run_folder import create_run, given_of, now, provenance, read_card, store_quarantine, write_card
+from pipelines.trial import trial_row, updated_row
+
+TRIAL = "train"
+
+
+def run_training(config: RunConfig, folder: Path | None, resume: Path | None, address: str | None = None) -> Path:
+    """Train one model; returns the run's folder.
+
+    Raises:
+        BadInputError: settings or clips that cannot be used. CRMTError: training failed.
+    """
+    console = Console()
+    start_ray(address, dashboard=False)
+    plan_sweep(config).check()
+    prepared = prepare(config, lambda text: console.print(text, highlight=False))
+    modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))
+    run = resume or create_run(folder, config.data.dataset, "train")
+    if resume is None:
+        write_card(run, provenance(config, prepared.cache, modalities, run.name, prepared.why))
+    store_quarantine(run, prepared.cache)
+    given = given_of(run, prepared.cache, modalities)
+    store = ResultsStore(run / "results")
+    row = trial_row(TRIAL, config, {}, given.provenance, now())
+    store.write("trials", TRIAL, [row])
+    console.print(f"results: {run}", soft_wrap=True)
+    report: dict[str, Any] = {}
+    try:
+        with LiveTable(run, 1, console):
+            if config.sweep.workers > 1:
+                report = fit_with_workers(config, given, prepared.source, TRIAL, [])
+            else:
+                report = local_trial(config, given, prepared.source, TRIAL)
+    except CRMTError as error:
+        store.write("trials", TRIAL, [row | {"status": "failed", "error": first_line(error)}])
+        raise
+    store.write("trials", TRIAL, [updated_row(row, report, float(report.get("seconds", 0.0)))])
+    print_summary(run, console)
+    console.print(f"report: {build_report(run)}\nmodel: {run / 'models' / TRIAL}", soft_wrap=True, highlight=False)
+    return run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--workers", type=int, help="sweep.workers: more than one go through TorchTrainer")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default runs/<dataset>-train-<time>")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a training run that was stopped")
+    parser.add_argument("--address", help="of a Ray cluster; default: one on this machine, else Ray is started here")
+    options = parser.parse_args(argv)
+
+    def body() -> int:
+        if options.resume is not None:
+            if options.dataset or options.config or options.set or options.data_root or options.out:
+                raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
+            run = options.resume.resolve()
+            run_training(read_card(run)[1], None, run, options.address)
+            return 0
+        config = config_from(options)
+        if options.workers is not None:
+            config = with_values(config, {"sweep.workers": options.workers})
+        run_training(config.without_search(), options.out, None, options.address)
+        return 0
+
+    return run_command(body, "Go on with: python pipelines/train.py --resume DIR")
+
+
+if __name__ == "__main__":
+    from pipelines.train import main as run  # under its real name, so that pickles name the module, not __main__
+
+    sys.exit(run())

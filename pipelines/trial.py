@@ -1,0 +1,294 @@
+"""The life of one trial: fit ▸ τ ▸ step 2 ▸ attack ▸ certify ▸ save. It knows a Session, and nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from crmt.attacks import Ball, pgd
+from crmt.checkpoint import save_model
+from crmt.evaluate import Predictions, predict
+from crmt.fit import Batch, FitSettings, fit
+from crmt.heads import OrthogonalHead
+from crmt.integration import optimise_integration
+from crmt.lipschitz import GradientConstants, gradient_constants
+from crmt.methods import create, method_class
+from crmt.methods.base import Method
+from crmt.modality import Modality
+from crmt.model import ModelSpec, MultiModalModel, build_model
+from pipelines.batches import Clips
+from pipelines.config import RunConfig
+from pipelines.measure import Measured, Measurement
+from pipelines.results import ResultsStore
+from pipelines.sessions import Session
+
+
+@dataclass(frozen=True)
+class TrialInput:
+    """What all trials of a run share."""
+
+    run: Path
+    modalities: tuple[Modality, ...]
+    classes: tuple[str, ...]
+    provenance: dict[str, Any]
+    """Goes into the model's card: clips_sha256, cache_key, commit, versions."""
+
+
+def effective_params(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """The searched parameters, null where the trial's method takes no notice of them."""
+    kind = method_class(config.train.method)
+    others = {"rho"} - set(kind.parameters())
+    if not kind.step2:
+        others |= {p.removeprefix("train.") for p in params if p.startswith("train.step2.")}
+    return {p: None if p.removeprefix("train.") in others else v for p, v in params.items()}
+
+
+def run_trial(config: RunConfig, given: TrialInput, clips: Clips, session: Session) -> dict[str, Any]:
+    """Train, measure and save one model; returns the last report. Rows go to the store as they come.
+
+    Raises:
+        CRMTError: training failed; what was stored until then stays.
+    """
+    return _Trial(config, given, clips, session).run()
+
+
+@dataclass
+class _Trial:
+    config: RunConfig
+    given: TrialInput
+    clips: Clips
+    session: Session
+
+    def run(self) -> dict[str, Any]:
+        started = perf_counter()
+        train = self.config.train
+        method = create(train.method, rho=train.rho)
+        spec = self._spec(method)
+        model = build_model(spec, train.seed).to(self.session.place.device)
+        report = self._fit(model, method)
+        self.session.progress("τ", 0.0)
+        constants = self._constants(model)
+        training = self._training_predictions(model)
+        measure = Measurement(self.config, self.clips, self.session.gather, self.session.progress)
+        if method.step2:
+            step1 = measure(model, constants, self._reference(model, training), "step1", False, balls=("joint",))
+            self._store(step1, [], "step1")
+            mean_radii = self._step2(model, training, constants)
+            report |= self._validate(model)
+        stage = "step2" if method.step2 else "step1"
+        result = measure(model, constants, self._reference(model, training), stage, True)
+        self._store(result, mean_radii if method.step2 else [], stage)
+        report |= {
+            "epoch": train.epochs,
+            "clean_accuracy": result.value("clean_accuracy"),
+            "mean_radius": result.value("mean_radius"),
+            "seconds": perf_counter() - started,
+            "finished": True,
+        }
+        report |= self._save(model, spec, report, constants)
+        self.session.progress("finished", 1.0)
+        self.session.report(report, None)
+        return report
+
+    def _spec(self, method: Method) -> ModelSpec:
+        encoders = self.config.model.encoders
+        return ModelSpec(
+            modalities=tuple(m for m in self.given.modalities if m.name in encoders),
+            encoders=dict(encoders),
+            features=self.config.model.features,
+            head=method.head,
+            classes=self.given.classes,
+        )
+
+    def _fit(self, model: MultiModalModel, method: Method) -> dict[str, Any]:
+        """Step 1. Reports at every validation; returns the last report."""
+        train, select = self.config.train, self.config.select
+        settings = FitSettings(
+            epochs=train.epochs,
+            lr=train.lr,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            schedule=train.schedule,
+            step_every=train.step_every,
+            step_factor=train.step_factor,
+        )
+        state = self.session.resume()
+        done = int(state["epoch"]) if state else 0
+        rows = self._epochs_until(done)
+        report: dict[str, Any] = (
+            {} if done < train.epochs else {"epoch": done, **self._validate(model_at(model, state))}
+        )
+        self.session.progress("training", done / train.epochs)
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            return self.clips.training(epoch, train.batch_size, train.seed)
+
+        for result in fit(model, method, batches, settings, state=state, wrap=self.session.wrap):
+            metrics = dict(result.metrics)
+            validated = result.epoch % select.every == 0 or result.epoch == train.epochs
+            if validated:
+                metrics |= self._validate(model)
+            rows += [{"epoch": result.epoch, "name": k, "value": float(v)} for k, v in metrics.items()]
+            self.session.progress("training", result.epoch / train.epochs)
+            if validated:
+                self._write("epochs", rows)
+                report = {"epoch": result.epoch, **metrics}
+                self.session.report(report, result.state())
+        return report
+
+    def _epochs_until(self, epoch: int) -> list[dict[str, Any]]:
+        """The learning curve that an earlier life of this trial stored."""
+        if not epoch:
+            return []
+        stored = ResultsStore(self.given.run / "results").read("epochs", self.session.trial_id)
+        kept = stored[stored.epoch <= epoch][["epoch", "name", "value"]]
+        return [{str(k): v for k, v in row.items()} for row in kept.to_dict("records")]
+
+    def _validate(self, model: MultiModalModel) -> dict[str, float]:
+        """What hyperparameters are chosen by, on the validation split."""
+        select = self.config.select
+        right = counted = robust = attacked = 0
+        seed = self.config.data.seed
+        limit = None if select.metric == "accuracy" else select.samples
+        for batch in self.clips.ordered("validation", None, seed):
+            with torch.no_grad():
+                model.eval()
+                right += int((model(batch.inputs).logits.argmax(1) == batch.labels).sum())
+            counted += len(batch.labels)
+        values: dict[str, float] = {}
+        if limit is not None:
+            for batch in self.clips.ordered("validation", limit, seed):
+                ball = Ball.joint(model.modalities, select.epsilon)
+                found = pgd(model, batch.inputs, batch.labels, ball, steps=select.steps)
+                robust += int((~found.broken).sum())
+                attacked += len(batch.labels)
+        counts = self.session.gather((right, counted, robust, attacked))
+        right, counted, robust, attacked = (sum(c) for c in zip(*counts, strict=True))
+        values["val_accuracy"] = right / max(counted, 1)
+        if limit is not None:
+            values["val_robust_accuracy"] = robust / max(attacked, 1)
+        values["selected"] = values[f"val_{select.metric}"]
+        return values
+
+    def _constants(self, model: MultiModalModel) -> GradientConstants:
+        train = self.config.train
+        mine = gradient_constants(model, self.clips.ordered("train", train.tau_samples, train.seed))
+        parts = [
+            GradientConstants(tau, pair, n)
+            for tau, pair, n in self.session.gather(
+                (mine.tau.cpu(), None if mine.pair is None else mine.pair.cpu(), mine.samples)
+            )
+        ]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total.merged(part)
+        return total
+
+    def _training_predictions(self, model: MultiModalModel) -> Predictions:
+        """Cached scores of the training split, all ranks together: what step 2 works on."""
+        mine = predict(model, self.clips.ordered("train"), missing=False)
+        return Predictions.concatenated(self.session.gather(mine))
+
+    @staticmethod
+    def _reference(model: MultiModalModel, training: Predictions) -> torch.Tensor:
+        with torch.no_grad():
+            return (model.head.integration.cpu() * training.scores).mean(0)
+
+    def _step2(
+        self, model: MultiModalModel, training: Predictions, constants: GradientConstants
+    ) -> list[dict[str, Any]]:
+        """Set the integration weights; returns the metrics rows of the training split before and after."""
+        settings = self.config.train.step2
+        head = model.head
+        assert isinstance(head, OrthogonalHead)
+        self.session.progress("step 2", 0.0)
+        found = optimise_integration(
+            training.scores,
+            training.labels,
+            head.bias.cpu(),
+            constants.tau,
+            head.integration.cpu(),
+            objective=settings.objective,
+            steps=settings.steps,
+            lr=settings.lr,
+        )
+        head.set_integration(found.weights.to(head.bias.device))
+        values = {"step1": found.mean_radius_before, "step2": found.mean_radius_after}
+        n = len(training.labels)
+        row = {"split": "train", "name": "train_mean_radius", "modality": None, "n": n}
+        return [{**row, "stage": stage, "final": stage == "step2", "value": v} for stage, v in values.items()]
+
+    def _store(self, measured: Measured, more: list[dict[str, Any]], stage: str) -> None:
+        self._write("metrics", measured.metrics + more, stage)
+        self._write("curves", measured.curves, stage)
+        self._write("radii", measured.radii, stage)
+
+    def _write(self, table: str, rows: list[dict[str, Any]], stage: str | None = None) -> None:
+        if self.session.place.rank:
+            return
+        trial_id = self.session.trial_id
+        part = f"{trial_id}.{stage}" if stage else trial_id
+        ResultsStore(self.given.run / "results").write(table, part, [{"trial_id": trial_id, **row} for row in rows])
+
+    def _save(
+        self, model: MultiModalModel, spec: ModelSpec, report: dict[str, Any], constants: GradientConstants
+    ) -> dict[str, Any]:
+        if self.session.place.rank:
+            return {}
+        folder = Path("models") / self.session.trial_id
+        card = {
+            "method": self.config.train.method,
+            "config": self.config.model_dump(mode="json"),
+            "provenance": self.given.provenance,
+            "measured": {k: v for k, v in report.items() if isinstance(v, float | int)},
+            "tau": constants.tau.tolist(),
+            "tau_samples": constants.samples,
+        }
+        digest = save_model(self.given.run / folder, model, spec, json.loads(json.dumps(card)))
+        return {"weights_sha256": digest, "model": str(folder)}
+
+
+def model_at(model: MultiModalModel, state: dict[str, Any] | None) -> MultiModalModel:
+    """`model` with the parameters of a training state."""
+    if state is not None:
+        model.load_state_dict(state["model"])
+    return model
+
+
+def trial_row(
+    trial_id: str, config: RunConfig, params: dict[str, Any], provenance: dict[str, Any], started: str
+) -> dict[str, Any]:
+    """The row of `trials` for a trial that starts; `finished_row` completes it."""
+    return {
+        "trial_id": trial_id,
+        "status": "running",
+        "method": config.train.method,
+        "params": json.dumps(effective_params(config, params)),
+        "config": json.dumps(config.model_dump(mode="json"), sort_keys=True),
+        "seed": config.train.seed,
+        "epochs": 0,
+        "workers": config.sweep.workers,
+        "seconds": 0.0,
+        "started": started,
+        "selected_by": f"val_{config.select.metric}",
+        "clips_sha256": provenance.get("clips_sha256"),
+        "commit": provenance.get("commit"),
+    }
+
+
+def updated_row(row: dict[str, Any], report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The row of `trials` after a report."""
+    return row | {
+        "status": "finished" if report.get("finished") else row["status"],
+        "epochs": int(report.get("epoch", row["epochs"])),
+        "seconds": seconds,
+        "selected_value": report.get("selected", row.get("selected_value")),
+        "weights_sha256": report.get("weights_sha256"),
+        "model": report.get("model"),
+    }

@@ -1,0 +1,53 @@
+"""Encoders: shapes, frames that share a trunk, names; BatchNorm in one process (in two: test_fit)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from crmt.encoders import ENCODERS, BatchNorm, build_encoder
+from crmt.errors import BadInputError
+from tests.crmt.tiny import IMAGE, MOTION, SOUND
+
+
+@pytest.mark.parametrize("name", list(ENCODERS))
+@pytest.mark.parametrize("modality", [IMAGE, SOUND, MOTION], ids=lambda m: m.name)
+def test_features_have_the_asked_width(name: str, modality: object) -> None:
+    chosen = {"video": IMAGE, "audio": SOUND, "flow": MOTION}[modality.name]  # type: ignore[attr-defined]
+    encoder = build_encoder(name, chosen, 16).eval()
+    assert encoder(torch.randn(3, *chosen.shape)).shape == (3, 16)
+
+
+def test_frames_share_the_trunk_and_are_averaged() -> None:
+    encoder = build_encoder("small_resnet", replace(IMAGE, shape=(3, 3, 8, 8)), 16).eval()
+    x = torch.randn(4, 3, 3, 8, 8)
+    expected = torch.stack([encoder(x[:, t]) for t in range(3)]).mean(0)
+    torch.testing.assert_close(encoder(x), expected)
+    torch.testing.assert_close(encoder(x.flip(1)), expected)
+
+
+def test_batch_norm_alone_is_torchs() -> None:
+    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
+    x = torch.randn(5, 3, 4, 4)
+    assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_resnet18_has_the_usual_size() -> None:
+    encoder = build_encoder("resnet18", IMAGE, 512)
+    assert sum(p.numel() for p in encoder.parameters()) == 11_176_512  # torchvision's, without its classifier
+
+
+@pytest.mark.parametrize("name", ["resnet50", None, ""])
+def test_an_unknown_encoder_is_refused_with_the_valid_ones(name: str | None) -> None:
+    with pytest.raises(BadInputError, match=r"for 'video'. Valid: small_resnet, resnet18"):
+        build_encoder(name, IMAGE, 16)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("features", [0, 4, 12, -8])
+def test_features_must_be_a_multiple_of_eight(features: int) -> None:
+    with pytest.raises(BadInputError, match=f"multiple of 8, not {features}"):
+        build_encoder("small_resnet", IMAGE, features)

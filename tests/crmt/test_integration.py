@@ -1,0 +1,162 @@
+"""Step 2: it never loses mean radius, keeps the weights positive, and survives degenerate scores."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from crmt.certificates.radius import radii
+from crmt.integration import Integration, Objective, optimise_integration
+
+OBJECTIVES: tuple[Objective, ...] = ("clipped", "min", "runner_up")
+
+
+class Scores(NamedTuple):
+    """Arguments of step 2."""
+
+    scores: Tensor
+    labels: Tensor
+    bias: Tensor
+    tau: Tensor
+    start: Tensor
+
+
+def drawn(seed: int, modalities: int = 2, classes: int = 4, count: int = 60, right: float = 2.0) -> Scores:
+    """Noisy scores, raised by about `right` at the label; modality 0 the more fragile one."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=g)
+    scores = torch.randn(count, modalities, classes, generator=g)
+    scores += right * torch.nn.functional.one_hot(labels, classes)[:, None]
+    tau = torch.rand(modalities, classes, generator=g) + 0.2
+    tau[0] *= 5
+    return Scores(scores, labels, 0.05 * torch.randn(classes, generator=g), tau, torch.full((modalities, classes), 0.1))
+
+
+def mean_radius(given_scores: Scores, weights: Tensor) -> float:
+    """Mean r by the certificate's own code, without infinite ones."""
+    single = weights * given_scores.tau
+    found = radii(
+        "estimate",
+        tuple(f"m{i}" for i in range(len(weights))),
+        weights * given_scores.scores,
+        given_scores.bias,
+        given_scores.labels,
+        single[:, :, None] + single[:, None, :],
+    ).joint
+    finite = found[found.isfinite()]
+    return float(finite.mean()) if len(finite) else 0.0
+
+
+def assert_sound(given_scores: Scores, found: Integration) -> None:
+    assert found.weights.shape == given_scores.start.shape
+    assert found.weights.dtype == torch.float32
+    assert bool(found.weights.isfinite().all())
+    assert bool((found.weights > 0).all())
+    assert float(found.weights.mean()) == pytest.approx(float(given_scores.start.mean()), rel=1e-5)
+    assert found.mean_radius_after >= found.mean_radius_before
+    assert mean_radius(given_scores, given_scores.start) == pytest.approx(found.mean_radius_before, rel=1e-4, abs=1e-6)
+    assert mean_radius(given_scores, found.weights) == pytest.approx(found.mean_radius_after, rel=1e-4, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    modalities=st.integers(1, 3),
+    classes=st.integers(1, 5),
+    objective=st.sampled_from(OBJECTIVES),
+    lr=st.sampled_from([0.02, 0.5]),
+    right=st.sampled_from([-5.0, 0.0, 2.0, 20.0]),
+    uneven=st.booleans(),
+)
+def test_mean_radius_never_falls(
+    seed: int, modalities: int, classes: int, objective: Objective, lr: float, right: float, uneven: bool
+) -> None:
+    g = drawn(seed, modalities, classes, count=25, right=right)
+    if uneven:
+        g = g._replace(start=torch.rand(modalities, classes, generator=torch.Generator().manual_seed(seed)) + 0.01)
+    assert_sound(g, optimise_integration(*g, objective=objective, steps=30, lr=lr))
+
+
+@pytest.mark.parametrize("objective", ["clipped", "min"])
+def test_mean_radius_rises_where_one_modality_is_fragile(objective: Objective) -> None:
+    g = drawn(0)
+    found = optimise_integration(*g, objective=objective)
+    assert_sound(g, found)
+    assert found.mean_radius_after > 1.2 * found.mean_radius_before
+    assert float(found.weights[1].mean()) > 1.2 * float(found.weights[0].mean())
+
+
+def test_clipping_cares_for_the_many_and_not_for_the_far() -> None:
+    """Accuracy after the clipped objective is not below that after the plain minimum."""
+    g = drawn(3, count=400, right=1.5)
+
+    def accuracy(weights: Tensor) -> float:
+        return float((((weights * g.scores).sum(1) + g.bias).argmax(1) == g.labels).float().mean())
+
+    clipped, plain = (optimise_integration(*g, objective=o).weights for o in ("clipped", "min"))
+    assert accuracy(clipped) >= accuracy(plain) - 0.005
+
+
+def test_it_is_deterministic_and_leaves_its_arguments_alone() -> None:
+    g = drawn(1)
+    copies = [t.clone() for t in g]
+    first = optimise_integration(*g, steps=50)
+    torch.manual_seed(99)
+    assert torch.equal(optimise_integration(*g, steps=50).weights, first.weights)
+    assert all(torch.equal(t, c) and not t.requires_grad for t, c in zip(g, copies, strict=True))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("constant", ["tau", "tau and scores"])
+def test_a_constant_modality(objective: Objective, constant: str) -> None:
+    g = drawn(2)
+    g.tau[1] = 0
+    if constant == "tau and scores":
+        g.scores[:, 1] = 0.3
+    assert_sound(g, optimise_integration(*g, objective=objective, steps=50))
+
+
+def test_classes_that_nothing_moves_do_not_stop_the_rest() -> None:
+    """τ = 0 for two classes in every modality: r is infinite between them, and step 2 still helps the others."""
+    g = drawn(5)
+    g.tau[:, :2] = 0
+    found = optimise_integration(*g, steps=100)
+    assert_sound(g, found)
+    assert found.mean_radius_after > 1.05 * found.mean_radius_before
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_degenerate_scores(objective: Objective) -> None:
+    everything_constant = drawn(2)
+    everything_constant.tau[:] = 0
+    absent = drawn(2, classes=6)
+    absent = absent._replace(labels=absent.labels % 2)
+    same = drawn(2)
+    same.scores[:] = 0
+    cases = {
+        "one class": drawn(2, classes=1),
+        "one sample": drawn(2, count=1),
+        "no sample": drawn(2, count=0),
+        "all wrong": drawn(2, right=-50),
+        "absent classes": absent,
+        "all constant": everything_constant,
+        "all scores zero": same,
+        "huge": drawn(2, right=1e4),
+    }
+    for name, g in cases.items():
+        found = optimise_integration(*g, objective=objective, steps=20)
+        assert bool((found.weights > 0).all()), name
+        assert bool(found.weights.isfinite().all()), name
+        assert found.mean_radius_after >= found.mean_radius_before >= 0, name
+
+
+def test_no_step_leaves_the_weights() -> None:
+    g = drawn(4)
+    found = optimise_integration(*g, steps=0)
+    assert torch.equal(found.weights, g.start)
+    assert found.steps == 0

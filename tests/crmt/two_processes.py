@@ -1,0 +1,94 @@
+"""What two gloo processes compute for test_fit: each writes its results to a file of its rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from crmt.encoders import BatchNorm
+from crmt.fit import Batch, FitSettings, fit
+from crmt.methods import create
+from tests.crmt.tiny import learnable, trainable
+
+RANKS = 2
+METHODS = ("crmt_jt", "jt")
+SETTINGS = FitSettings(epochs=3, lr=0.05)
+
+
+def batch_norm(norm: BatchNorm, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Two steps of training: outputs, running statistics and gradients of a loss that is a sum over the batch."""
+    x = x.clone().requires_grad_()
+    first = norm(x)
+    second = norm(2 * x + 1)
+    (first * target).sum().backward(retain_graph=True)
+    (second.sin() * target).sum().backward()
+    assert x.grad is not None
+    assert norm.weight.grad is not None
+    assert norm.bias.grad is not None
+    return {
+        "first": first.detach(),
+        "second": second.detach(),
+        "mean": norm.running_mean,  # type: ignore[dict-item]
+        "var": norm.running_var,  # type: ignore[dict-item]
+        "steps": norm.num_batches_tracked,  # type: ignore[dict-item]
+        "x": x.grad,
+        "weight": norm.weight.grad,
+        "bias": norm.bias.grad,
+    }
+
+
+def norm_problem() -> tuple[BatchNorm, Tensor, Tensor]:
+    """A batch whose halves differ in mean and scale, so that statistics of one half would be wrong."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, 4, 5, generator=draw)
+    x[4:] = 3 * x[4:] + 2
+    norm = BatchNorm(3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(3, generator=draw) + 0.5)
+        norm.bias.copy_(torch.randn(3, generator=draw))
+    return norm, x, torch.randn(8, 3, 4, 5, generator=draw)
+
+
+def train(
+    method: str,
+    share: Callable[[Batch], Batch],
+    wrap: Callable[[torch.nn.Module], torch.nn.Module],
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Metrics by epoch and the final weights of a training run on this process's share of each global batch."""
+    created = create(method)
+    model = trainable(created.head, 2)
+    whole = learnable(model)
+
+    def batches(epoch: int) -> Iterable[Batch]:
+        return (share(b) for b in whole(epoch))
+
+    metrics = [e.metrics for e in fit(model, created, batches, SETTINGS, wrap=wrap)]
+    return metrics, model.state_dict()
+
+
+def half(batch: Batch, rank: int) -> Batch:
+    size = len(batch.labels) // RANKS
+    mine = slice(rank * size, (rank + 1) * size)
+    return Batch({m: x[mine] for m, x in batch.inputs.items()}, batch.labels[mine])
+
+
+def work(rank: int, folder: str) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    out = Path(folder)
+    dist.init_process_group("gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=RANKS)
+    norm, x, target = norm_problem()
+    mine = slice(rank * 4, (rank + 1) * 4)
+    save_file({k: v.contiguous() for k, v in batch_norm(norm, x[mine], target[mine]).items()}, out / f"norm-{rank}")
+    for method in METHODS:
+        metrics, weights = train(method, lambda batch: half(batch, rank), DistributedDataParallel)
+        (out / f"{method}-{rank}.json").write_text(json.dumps(metrics))
+        save_file({k: v.contiguous().clone() for k, v in weights.items()}, out / f"{method}-{rank}")
+    dist.destroy_process_group()

@@ -1,0 +1,74 @@
+"""Small real media for tests, made by the ffmpeg that imageio-ffmpeg brings."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+
+
+def ffmpeg(*arguments: str) -> bytes:
+    """Run ffmpeg quietly and return what it wrote to stdout."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-y", *arguments]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def make_media(
+    path: Path,
+    *,
+    width: int = 64,
+    height: int = 48,
+    fps: int = 10,
+    seconds: float = 2.0,
+    tone: float | None = 440.0,
+    sample_rate: int = 16000,
+    picture: bool = True,
+    faststart: bool = False,
+    codecs: tuple[str, str] = ("libx264", "aac"),
+) -> Path:
+    """A test pattern with a sine as sound; `tone=None` leaves the sound out, `picture=False` the video."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inputs: list[str] = []
+    outputs: list[str] = []
+    if picture:
+        inputs += ["-f", "lavfi", "-i", f"testsrc=size={width}x{height}:rate={fps}:duration={seconds}"]
+        outputs += ["-c:v", codecs[0], "-pix_fmt", "yuv420p" if width % 2 + height % 2 == 0 else "yuv444p"]
+    if tone is not None:
+        inputs += ["-f", "lavfi", "-i", f"sine=frequency={tone}:sample_rate={sample_rate}:duration={seconds}"]
+        outputs += ["-c:a", codecs[1]]
+    if faststart:
+        outputs += ["-movflags", "+faststart"]
+    ffmpeg(*inputs, *outputs, f"file:{path}")
+    return path
+
+
+def cut(source: Path, target: Path, share: float) -> Path:
+    """The first `share` of a file's bytes."""
+    content = source.read_bytes()
+    target.write_bytes(content[: int(len(content) * share)])
+    return target
+
+
+def raw_frames(path: Path, width: int, height: int) -> NDArray[np.uint8]:
+    """Every frame by ffmpeg itself: uint8 (N, H, W, 3)."""
+    raw = ffmpeg("-i", f"file:{path}", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1")
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    """The broken clips that every ingest must survive, by the reason they are to be given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = make_media(folder / "whole.mp4")
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("this is not a video\n" * 40)
+    paths = {
+        "truncated": cut(whole, folder / "truncated.mp4", 0.6),
+        "no_audio": make_media(folder / "silent.mp4", tone=None),
+        "empty": folder / "empty.mp4",
+        "not_media": folder / "text.mp4",
+    }
+    whole.unlink()
+    return paths

@@ -1,0 +1,258 @@
+"""Clip lists: carving, limits, manifests with every mistake that people make, and avdigits' clips themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from crmt.errors import BadInputError
+from pipelines import datasets
+from pipelines.config import AudioConfig, DataConfig, VideoConfig
+from pipelines.datasets import avdigits
+from pipelines.datasets.index import ClipIndex, cache_root, with_validation
+from pipelines.decode import decode_clip
+
+VIDEO = VideoConfig(frames=2, size=32, crop=32)
+AUDIO = AudioConfig(
+    sample_rate=8000, seconds=1.0, n_fft=512, window=400, hop=166, mels=32, fmin=300, fmax=3400, offset=1e-2, frames=48
+)
+
+
+def make_index(groups: list[int], labels: list[int], splits: list[str] | None = None, folder: str = "/a") -> ClipIndex:
+    ids = [f"{i:03d}" for i in range(len(groups))]
+    columns = {"id": ids, "path": [f"{folder}/{i}.mp4" for i in ids], "label": labels}
+    clips = pd.DataFrame({**columns, "split": splits or ["train"] * len(ids), "group": [f"v{g}" for g in groups]})
+    return ClipIndex("made", tuple("abc"), clips)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12), st.integers(0, 2), st.sampled_from(["train", "train", "test"])), max_size=60
+    ),
+    st.floats(0.01, 0.85),
+    st.integers(0, 5),
+)
+def test_carved_groups_never_straddle_and_no_class_leaves_train(
+    rows: list[tuple[int, int, str]], share: float, seed: int
+) -> None:
+    if not rows:
+        return
+    index = make_index(*(list(column) for column in zip(*rows, strict=True)))  # type: ignore[arg-type]
+    try:
+        carved = with_validation(index, share, seed).clips
+    except BadInputError:
+        return
+    assert with_validation(index, share, seed).clips.equals(carved)
+    train, validation = (carved[carved["split"] == s] for s in ("train", "validation"))
+    assert len(validation) and not set(train["group"]) & set(validation["group"])
+    assert set(train["label"]) == set(index.clips.loc[index.clips["split"] == "train", "label"])
+    before = index.clips[index.clips["split"] == "train"]
+    assert validation["group"].nunique() <= max(1, round(share * before["group"].nunique()))
+    assert carved[carved["split"] == "test"].equals(index.clips[index.clips["split"] == "test"])
+
+
+def test_carving_takes_the_share_and_follows_the_seed() -> None:
+    index = make_index(list(range(200)), [i % 3 for i in range(200)])
+    chosen = [set(with_validation(index, 0.15, s).clips.query("split == 'validation'")["id"]) for s in (0, 0, 1)]
+    assert len(chosen[0]) == 30 and chosen[0] == chosen[1] != chosen[2]
+
+
+def test_a_list_with_validation_stays_as_it_is() -> None:
+    index = make_index([0, 1, 2], [0, 1, 2], ["train", "validation", "test"])
+    assert with_validation(index, 0.5, 0) is index
+
+
+def test_no_group_to_spare_is_said() -> None:
+    with pytest.raises(BadInputError, match="no clips can be carved"):
+        with_validation(make_index([0, 0, 1, 2], [0, 0, 1, 2]), 0.2, 0)
+
+
+def test_the_sha_is_of_the_list_and_not_of_the_machine() -> None:
+    index = make_index([0, 1, 2], [0, 1, 2])
+    assert index.sha256 == make_index([0, 1, 2], [0, 1, 2], folder="/elsewhere").sha256
+    assert index.sha256 != make_index([0, 1, 1], [0, 1, 2]).sha256
+    assert index.sha256 != make_index([0, 1, 2], [0, 1, 1]).sha256
+    assert index.sha256 != with_validation(make_index([0, 1, 2, 3], [0, 1, 2, 2]), 0.2, 0).sha256
+
+
+def test_limited_takes_at_most_n_of_each_split_and_every_class() -> None:
+    index = make_index(list(range(90)), [i % 3 for i in range(90)], ["train", "train", "test"] * 10 + ["train"] * 60)
+    small = index.limited(5, 0)
+    assert small.clips["split"].value_counts().to_dict() == {"train": 5, "test": 5}
+    assert set(small.clips.loc[small.clips["split"] == "train", "label"]) == {0, 1, 2}
+    assert small.sha256 == index.limited(5, 0).sha256 != index.limited(5, 1).sha256
+    assert len(index.limited(1000, 0)) == 90
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"id": "x"}, "more than once"), ({"split": "dev"}, "unknown split 'dev'"), ({"label": 7}, "between 0 and 2")],
+)
+def test_an_index_refuses_nonsense(change: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        ClipIndex("made", tuple("abc"), make_index([0, 1], [0, 1]).clips.assign(**change))
+
+
+def test_unknown_data_set_names_the_nearest() -> None:
+    with pytest.raises(BadInputError, match="Did you mean 'avdigits'"):
+        datasets.load(DataConfig(dataset="avdigit"))
+    assert datasets.names() == ["avdigits", "manifest", "vggsound"]
+
+
+def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CRMT_CACHE", str(tmp_path / "env"))
+    assert cache_root(DataConfig()) == tmp_path / "env"
+    assert cache_root(DataConfig(cache=tmp_path)) == tmp_path
+    monkeypatch.delenv("CRMT_CACHE")
+    assert cache_root(DataConfig()) == Path.home() / ".cache" / "crmt-sweep"
+
+
+def write_manifest(folder: Path, rows: str, header: str = "path,label,split") -> DataConfig:
+    (folder / "manifest.csv").write_text(f"{header}\n{rows}")
+    return DataConfig(dataset="manifest", root=folder, validation_share=0.3)
+
+
+GOOD = """clips/a.mp4,dog,train
+clips/b.mp4,"bird chirping, tweeting",train
+clips/c.mp4,dog,train
+/far/d.mp4,"bird chirping, tweeting",train
+clips/e.mp4,dog,test
+"""
+
+
+def test_manifest(tmp_path: Path) -> None:
+    index = datasets.load(write_manifest(tmp_path, GOOD))
+    assert index.classes == ("bird chirping, tweeting", "dog")
+    clips = index.clips.set_index("id")
+    assert clips.loc["clips/a.mp4", "path"] == str(tmp_path / "clips/a.mp4") and clips.loc["clips/a.mp4", "label"] == 1
+    assert clips.loc["/far/d.mp4", "path"] == "/far/d.mp4"
+    assert clips["split"].value_counts().to_dict() == {"train": 3, "validation": 1, "test": 1}
+    direct = datasets.load(DataConfig(dataset="manifest", root=tmp_path / "manifest.csv", validation_share=0.3))
+    assert direct.sha256 == index.sha256
+
+
+def test_manifest_as_parquet_with_groups_and_other_columns(tmp_path: Path) -> None:
+    rows = [(f"{i}.mp4", i % 2, "test" if i > 7 else "train", f"v{i // 4}", i * 1.5) for i in range(10)]
+    table = pd.DataFrame(rows, columns=["path", "label", "split", "group", "extra"])
+    table.to_parquet(tmp_path / "m.parquet")
+    index = datasets.load(DataConfig(dataset="manifest", root=tmp_path / "m.parquet", validation_share=0.3))
+    assert index.classes == ("0", "1") and "extra" not in index.clips
+    assert index.clips.groupby("group")["split"].nunique().loc[["v0", "v1"]].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        ("path,label", "a.mp4,dog\n", "no column split"),
+        ("path,label,split", "", "no rows"),
+        (
+            "path,label,split",
+            "a.mp4,dog,train\nb.mp4,cat,trian\n",
+            "row 2: unknown split 'trian'. Did you mean 'train'",
+        ),
+        ("path,label,split", "a.mp4,dog,train\nb.mp4,cat,train\n", "no row has the split `test`"),
+        ("path,label,split", "a.mp4,dog,test\nb.mp4,cat,test\n", "no row has the split `train`"),
+        ("path,label,split", "a.mp4,dog,train\nb.mp4,dog,test\n", "two classes"),
+        ("path,label,split", "a.mp4,dog,train\nb.mp4,cat,test\n", "'cat' has no clip in train"),
+        ("path,label,split", "a.mp4,dog,train\na.mp4,cat,test\n", "row 2: 'a.mp4' is listed a second time"),
+        ("path,label,split", "a.mp4,,train\n", "row 1 has no label"),
+        ("path,label,split", 'a.mp4,"dog,train\n', "cannot be read|no rows|has no"),
+    ],
+)
+def test_manifest_mistakes(tmp_path: Path, header: str, rows: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        datasets.load(write_manifest(tmp_path, rows, header))
+
+
+def test_manifest_without_a_file(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="--data-root"):
+        datasets.load(DataConfig(dataset="manifest"))
+    with pytest.raises(BadInputError, match=r"no file .*manifest\.csv"):
+        datasets.load(DataConfig(dataset="manifest", root=tmp_path))
+
+
+def test_vggsound_says_what_it_needs(tmp_path: Path) -> None:
+    for root in (None, tmp_path):
+        with pytest.raises(BadInputError) as caught:
+            datasets.load(DataConfig(dataset="vggsound", root=root))
+        for part in ("vggsound.csv", "{youtube_id}_{start:06d}.mp4", "--dataset manifest --data-root FILE.csv"):
+            assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_limit_that_loses_classes_is_refused(tmp_path: Path) -> None:
+    data = write_manifest(tmp_path, GOOD).model_copy(update={"limit": 1})
+    with pytest.raises(BadInputError, match="Give at least 2"):
+        datasets.load(data)
+
+
+@pytest.mark.parametrize("label", range(10))
+def test_the_tones_are_the_digits_dtmf_pair(label: int) -> None:
+    recipe = dataclasses.replace(avdigits.RECIPE, tone_db=(20.0, 20.0), duration=(0.4, 0.4))
+    _, wave = avdigits.make_clip(np.zeros((8, 8)), label, np.random.default_rng(label), recipe)
+    spectrum = np.abs(np.fft.rfft(wave))
+    for low, high, expected in [(600, 1075, avdigits.DTMF[label][0]), (1075, 1600, avdigits.DTMF[label][1])]:
+        assert abs(low + spectrum[low:high].argmax() - expected) <= 0.011 * expected + 2  # one bin a hertz
+
+
+def test_clips_are_drawn_from_their_seed_alone() -> None:
+    digit = load_digits().images[5]
+    first, again, other = (avdigits.make_clip(digit, 5, np.random.default_rng([s, 5])) for s in (0, 0, 1))
+    assert first[0].shape == (8, 32, 32, 3) and first[0].dtype == np.uint8
+    assert first[1].shape == (8000,) and first[1].dtype == np.float32 and np.abs(first[1]).max() <= 1
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[1], other[1])
+
+
+def test_the_digit_is_seen_and_moves() -> None:
+    calm = dataclasses.replace(avdigits.RECIPE, clutter=0.0, pixel_noise=0.0, background=(0.0, 0.0))
+    frames, _ = avdigits.make_clip(load_digits().images[0], 0, np.random.default_rng(3), calm)
+    ink = (frames.mean(-1) > 10).reshape(8, -1).sum(1)
+    assert (ink > 80).all() and (np.abs(np.diff(ink)) < 40).all()
+    assert not np.array_equal(frames[0], frames[-1])
+
+
+def test_every_constant_of_the_recipe_names_another_folder() -> None:
+    recipe = avdigits.RECIPE
+    hashes = {recipe.hash}
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        changed = value + "x" if isinstance(value, str) else (0.11, 0.12) if isinstance(value, tuple) else value + 1
+        hashes.add(dataclasses.replace(recipe, **{field.name: changed}).hash)
+    assert len(hashes) == len(dataclasses.fields(recipe)) + 1
+
+
+def test_generated_clips_survive_their_codecs(ray_cluster: None, tmp_path: Path) -> None:
+    index = avdigits.generate(tmp_path, images=12, progress=False)
+    assert len(index) == 12 and set(index.clips["split"]) <= {"train", "test"}
+    digits = load_digits()
+    for clip in index.clips.itertuples():
+        number = int(str(clip.id))
+        assert clip.label == digits.target[number]
+        drawn, _ = avdigits.make_clip(
+            digits.images[number], int(digits.target[number]), np.random.default_rng([0, number])
+        )
+        decoded = decode_clip(Path(str(clip.path)), VIDEO, AUDIO, 30)
+        assert decoded.frames is not None and decoded.audio is not None
+        kept = np.corrcoef(decoded.frames.mean(-1).ravel(), drawn[[2, 6]].mean(-1).ravel())[0, 1]
+        assert kept > 0.9
+        assert decoded.audio.shape == (1, 32, 48) and decoded.audio.std() > 0.3
+    # whatever is missing is made again, the same; the rest is left alone
+    first, second = (Path(p) for p in index.clips["path"][:2])
+    content, time = first.read_bytes(), second.stat().st_mtime_ns
+    first.unlink()
+    again = avdigits.generate(tmp_path, images=12, progress=False)
+    assert first.read_bytes() == content and second.stat().st_mtime_ns == time and again.sha256 == index.sha256
+
+
+def test_the_split_is_fixed() -> None:
+    table = avdigits._table(avdigits.RECIPE)
+    assert table["split"].value_counts().to_dict() == {"train": 1200, "test": 597}
+    assert table["split"].equals(avdigits._table(avdigits.RECIPE)["split"])

@@ -1,0 +1,151 @@
+"""One clip to arrays: against ffmpeg's own decode, against a mel computed by hand, and every reason for refusal."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+from media import bad_files, cut, ffmpeg, make_media, raw_frames
+
+from crmt.errors import CRMTError
+from pipelines.config import AudioConfig, VideoConfig
+from pipelines.decode import REASONS, DecodeError, decode_clip, frame_indices, log_mel
+
+VIDEO = VideoConfig(frames=2, size=32, crop=32)
+AUDIO = AudioConfig(sample_rate=8000, seconds=2.0, n_fft=512, window=400, hop=160, mels=32, fmin=50, frames=101)
+
+
+def reason_of(path: Path, video: VideoConfig = VIDEO, **kwargs: tuple[str, ...]) -> str:
+    with pytest.raises(DecodeError) as caught:
+        decode_clip(path, video, AUDIO, 30, **kwargs)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("width", [32, 48, 64, 66, 96, 102, 144])
+def test_frames_equal_ffmpegs_own_decode(tmp_path: Path, width: int) -> None:
+    """Also at the widths (32, 48, 96, 144) where decord2 hands out padded rows."""
+    path = make_media(tmp_path / "clip.mp4", width=width, height=32, fps=10, seconds=2)
+    clip = decode_clip(path, VideoConfig(frames=3, candidates=2, size=32, crop=32), AUDIO, 30)
+    left = (width - 32) // 2
+    expected = raw_frames(path, width, 32)[frame_indices(20, 3, 2)][:, :, left : left + 32]
+    assert clip.frames is not None and clip.frames.shape == (6, 32, 32, 3) and clip.frames.dtype == np.uint8
+    assert np.abs(clip.frames.astype(int) - expected).max() <= 3  # two versions of one colour conversion
+
+
+def test_frame_indices_are_the_middles_of_segments() -> None:
+    assert frame_indices(8, 2, 1).tolist() == [2, 6]
+    assert frame_indices(30, 3, 1).tolist() == [5, 15, 25]
+    assert frame_indices(30, 3, 3).tolist() == [1, 5, 8, 11, 15, 18, 21, 25, 28]
+    assert frame_indices(1, 3, 2).tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(("width", "height"), [(101, 67), (67, 101), (16, 16), (33, 33)])
+def test_any_size_becomes_the_stored_square(tmp_path: Path, width: int, height: int) -> None:
+    path = make_media(tmp_path / "clip.mp4", width=width, height=height)
+    clip = decode_clip(path, VIDEO, AUDIO, 30)
+    assert clip.frames is not None and clip.frames.shape == (2, 32, 32, 3)
+    assert clip.frames.std() > 10
+
+
+def test_log_mel_equals_a_direct_computation(tmp_path: Path) -> None:
+    path = make_media(tmp_path / "clip.mp4")
+    raw = ffmpeg("-i", str(path), "-f", "f32le", "-ac", "1", "-ar", "8000", "-t", "2", "pipe:1")
+    wave = np.frombuffer(raw, np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, 256), 512)[::160]
+    window = np.zeros(512)
+    window[56:456] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    power = np.abs(np.fft.rfft(frames * window)) ** 2
+    bank = librosa.filters.mel(sr=8000, n_fft=512, n_mels=32, fmin=50, fmax=None)
+    expected = np.log(bank @ power.T + AUDIO.offset)
+    clip = decode_clip(path, VIDEO, AUDIO, 30)
+    assert clip.audio is not None and clip.audio.shape == (1, 32, 101) and clip.audio.dtype == np.float16
+    np.testing.assert_allclose(clip.audio[0], expected[:, :101], atol=0.02)
+
+
+@pytest.mark.parametrize("samples", [0, 10, 300, 4000])
+def test_short_sound_is_padded_with_silence(samples: int) -> None:
+    wave = np.full(samples, 0.1, np.float32)
+    mel = log_mel(wave, AUDIO)
+    assert mel.shape == (1, 32, 101)
+    assert np.all(mel[0, :, samples // 160 + 5 :] == np.float16(np.log(AUDIO.offset)))
+
+
+def test_sound_is_read_up_to_the_limit_and_cut(tmp_path: Path) -> None:
+    path = make_media(tmp_path / "clip.mp4", seconds=4)
+    clip = decode_clip(path, VIDEO, AUDIO.model_copy(update={"frames": 50}), 30)
+    assert clip.audio is not None and clip.audio.shape == (1, 32, 50)
+
+
+@pytest.mark.parametrize("reason", ["truncated", "no_audio", "empty", "not_media"])
+def test_broken_clips_get_their_reason(tmp_path: Path, reason: str) -> None:
+    assert reason_of(bad_files(tmp_path)[reason]) == reason
+
+
+@pytest.mark.parametrize(("name", "faststart"), [("a.mp4", True), ("a.mp4", False), ("a.mkv", False)])
+@pytest.mark.parametrize("share", [0.5, 0.75])
+def test_truncation_is_found_though_the_decoders_do_not_complain(
+    tmp_path: Path, name: str, faststart: bool, share: float
+) -> None:
+    whole = make_media(tmp_path / name, seconds=4, faststart=faststart)
+    decode_clip(whole, VIDEO, AUDIO, 30)
+    for modalities in [("video", "audio"), ("video",), ("audio",)]:
+        assert reason_of(cut(whole, tmp_path / f"cut{whole.suffix}", share), modalities=modalities) == "truncated"
+
+
+def test_other_reasons(tmp_path: Path) -> None:
+    good = make_media(tmp_path / "good.mp4")
+    assert reason_of(tmp_path / "nowhere.mp4") == "missing"
+    assert reason_of(tmp_path) == "unreadable"
+    assert reason_of(make_media(tmp_path / "sound.mp4", picture=False)) == "no_video"
+    assert reason_of(good, VideoConfig(frames=2, size=32, crop=32, max_pixels=64 * 48 - 1)) == "too_large"
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:2,\n{good}\n#EXT-X-ENDLIST\n")
+    assert reason_of(tmp_path / "list.mp4") == "not_media"
+    (tmp_path / "concat.mp4").write_text("ffconcat version 1.0\nfile good.mp4\n")
+    assert reason_of(tmp_path / "concat.mp4") == "not_media"
+
+
+def test_rubbish_in_the_middle_is_refused_or_decoded_but_never_crashes(tmp_path: Path) -> None:
+    content = make_media(tmp_path / "good.mp4").read_bytes()
+    rng = np.random.default_rng(0)
+    for trial in range(15):
+        broken = bytearray(content)
+        for position in rng.integers(0, len(content), 200):
+            broken[position] = rng.integers(256)
+        (tmp_path / "bad.mp4").write_bytes(broken)
+        try:
+            decode_clip(tmp_path / "bad.mp4", VIDEO, AUDIO, 30)
+        except DecodeError as error:
+            assert error.reason in REASONS, trial
+
+
+def test_one_modality_alone_needs_only_its_stream(tmp_path: Path) -> None:
+    silent = decode_clip(make_media(tmp_path / "silent.mp4", tone=None), VIDEO, AUDIO, 30, ("video",))
+    assert silent.audio is None and silent.frames is not None
+    sound = decode_clip(
+        make_media(tmp_path / "sound.wav", picture=False, codecs=("", "pcm_s16le")), VIDEO, AUDIO, 30, ("audio",)
+    )
+    assert sound.frames is None and sound.audio is not None
+
+
+@pytest.mark.parametrize("name", ["-i.mp4", "a b 'c' \"d\".mp4", "new\nline.mp4", "http:x.mp4", "ünï %d.mp4"])
+def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (make_media(tmp_path / "plain.mp4")).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert decode_clip(Path(name), VIDEO, AUDIO, 30).frames is not None
+
+
+def test_time_limit_ends_ffmpeg(tmp_path: Path) -> None:
+    path = make_media(tmp_path / "clip.mp4")
+    started = time.monotonic()
+    with pytest.raises(DecodeError) as caught:
+        decode_clip(path, VIDEO, AUDIO, 0.001)
+    assert caught.value.reason == "timeout" and time.monotonic() - started < 5
+
+
+def test_the_error_is_ours_and_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(DecodeError("empty", "0 bytes")))
+    assert isinstance(error, CRMTError) and error.reason == "empty" and str(error) == "empty: 0 bytes"
