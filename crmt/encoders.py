@@ -41,9 +41,9 @@ class BatchNorm(nn.BatchNorm2d):
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         ranks = dist.get_world_size()
-        mean, square = input.mean((0, 2, 3)), input.square().mean((0, 2, 3))
-        moments = cast(Tensor, _SumOverRanks.apply(torch.stack([mean, square]))) / ranks
-        mean, var = moments[0], (moments[1] - moments[0].square()).clamp_min(0)
+        mean = cast(Tensor, _SumOverRanks.apply(input.mean((0, 2, 3)))) / ranks
+        square = (input - mean[:, None, None]).square().mean((0, 2, 3))
+        var = cast(Tensor, _SumOverRanks.apply(square)) / ranks
         with torch.no_grad():
             count = input.numel() // input.shape[1] * ranks
             momentum = cast(float, self.momentum)

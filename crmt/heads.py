@@ -6,6 +6,7 @@ For both heads h_k = Σ_m a_k^(m) s_k^(m) + b_k; a ConcatHead has a = 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,16 @@ class ConcatHead(Head):
         return torch.ones(len(self.modalities), self.classes, device=self.bias.device, dtype=self.bias.dtype)
 
 
+class _UnitDiagonal(nn.Module):
+    """Restores the ±1 that torch's Householder map casts to int; after any weight decay it would read 0: rows of 0."""
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw.diagonal_scatter(raw.diagonal().sign())
+
+    def right_inverse(self, raw: Tensor) -> Tensor:
+        return raw
+
+
 class OrthogonalHead(Head):
     """CRMT's head: W̃^(m) with orthonormal rows, and positive integration weights a = exp(α).
 
@@ -74,7 +85,8 @@ class OrthogonalHead(Head):
                     f"{classes} orthonormal rows need at least {classes} features of {modality!r}, not {width}: "
                     "raise model.features or use a method with a concat head"
                 )
-            orthogonal(self.linears[modality])
+            chains = cast(nn.ModuleDict, orthogonal(self.linears[modality]).parametrizations)
+            cast(nn.ModuleList, chains["weight"]).insert(0, _UnitDiagonal())
         start = torch.full((len(features), classes), INITIAL_INTEGRATION)
         self.log_integration = nn.Parameter(start.log())
 

@@ -22,7 +22,7 @@ class Integration:
     mean_radius_before: float
     """Mean estimated radius (0 where wrong) on the training scores, with the weights of step 1."""
     mean_radius_after: float
-    """Never below `mean_radius_before`."""
+    """Never below `mean_radius_before`, but with the objective `runner_up`."""
     steps: int
 
 
@@ -56,9 +56,9 @@ def optimise_integration(
     """Maximise the mean radius over a = exp(α) with mean |a| held fixed, by Adam on cached training scores.
 
     `clipped` (the default): mean_i min(r(x_i), r_max) with r the minimum over all classes and r_max the starting
-    median of positive r; `min`: without the clip; `runner_up`: the paper's own, which destroys accuracy when carried
-    out well (findings.md). The weights returned are the best seen by the objective among those whose mean radius
-    on these scores is not below the starting one; the starting weights are always among them.
+    median of positive r; `min`: without the clip. Both return the best weights seen among those whose mean radius on
+    these scores is not below the starting one; the starting weights are always among them. `runner_up`: the paper's
+    own objective, without that safeguard; carried out well it destroys accuracy, since the runner-up alone is no bound.
 
     Args:
         scores: s, `(N, M, K)`. labels: y, `(N,)`. bias: b, `(K,)`. tau: τ̂, `(M, K)`. start: a of step 1, `(M, K)`.
@@ -91,7 +91,7 @@ def optimise_integration(
         if not bool(value.isfinite()):
             break
         reached = float(value.detach())
-        if reached > best_value and radius >= before:
+        if reached > best_value and (runner_up or radius >= before):
             best, best_value, best_radius = a.detach().clone(), reached, radius
         optimizer.zero_grad()
         (-value).backward()

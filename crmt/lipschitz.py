@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,28 +34,40 @@ class GradientConstants:
         return GradientConstants(torch.maximum(self.tau, other.tau), pair, self.samples + other.samples)
 
 
-def score_gram(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
-    """⟨∇ s_k^(m), ∇ s_l^(m)⟩ for every input: `(B, M, K, K)`; its diagonal is ‖∇ s_k^(m)‖².
+def _class_gradients(model: MultiModalModel, inputs: dict[str, Tensor]) -> Iterator[list[Tensor]]:
+    """For each class k in turn, ∇ s_k^(m) flattened, `(B, D_m)`, of every modality.
 
     One backward pass a class serves all modalities, since s^(m) depends on x^(m) alone.
     """
     leaves = {m: inputs[m].detach().requires_grad_() for m in model.modalities}
     with torch.enable_grad():
         scores = model(leaves).scores
-        batch, modalities, classes = scores.shape
+    classes = scores.shape[2]
+    for k in range(classes):
         if not scores.requires_grad:  # encoders that ignore their inputs
-            return scores.new_zeros(batch, modalities, classes, classes)
-        per_class = [
-            torch.autograd.grad(
-                scores[:, :, k].sum(), list(leaves.values()), retain_graph=k + 1 < classes, materialize_grads=True
-            )
-            for k in range(classes)
-        ]
+            yield [torch.zeros_like(x).flatten(1) for x in leaves.values()]
+            continue
+        with torch.enable_grad():
+            total = scores[:, :, k].sum()
+        gradients = torch.autograd.grad(
+            total, list(leaves.values()), retain_graph=k + 1 < classes, materialize_grads=True
+        )
+        yield [g.flatten(1) for g in gradients]
+
+
+def score_gram(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
+    """⟨∇ s_k^(m), ∇ s_l^(m)⟩ for every input: `(B, M, K, K)`; its diagonal is ‖∇ s_k^(m)‖²."""
     grams = []
-    for gradients in zip(*per_class, strict=True):
-        jacobian = torch.stack([g.flatten(1) for g in gradients], dim=1)
+    for gradients in zip(*_class_gradients(model, inputs), strict=True):
+        jacobian = torch.stack(gradients, dim=1)
         grams.append(jacobian @ jacobian.transpose(1, 2))
     return torch.stack(grams, dim=1)
+
+
+def score_norms(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
+    """‖∇ s_k^(m)‖₂ for every input, `(B, M, K)`, without ever holding more than one class's gradients."""
+    norms = [torch.stack([g.norm(dim=1) for g in gradients], dim=1) for gradients in _class_gradients(model, inputs)]
+    return torch.stack(norms, dim=2)
 
 
 def gradient_constants(
@@ -78,15 +90,21 @@ def gradient_constants(
     chunk = max(1, _JACOBIAN_ELEMENTS // (width * model.head.classes))
     with evaluating(model):
         for batch in batches:
-            for start in range(0, len(batch.labels), chunk):
-                gram = score_gram(model, {m: x[start : start + chunk] for m, x in batch.inputs.items()})
-                square = gram.diagonal(dim1=2, dim2=3)
-                pair = None
-                if keep_pairs:
-                    difference = square[..., :, None] + square[..., None, :] - 2 * gram
-                    pair = difference.clamp_min(0).amax(0).sqrt()
-                part = GradientConstants(square.amax(0).clamp_min(0).sqrt(), pair, len(gram))
+            for start in range(0, len(batch.labels), chunk if keep_pairs else len(batch.labels)):
+                inputs = {m: x[start : start + chunk] for m, x in batch.inputs.items()} if keep_pairs else batch.inputs
+                part = _with_pairs(score_gram(model, inputs)) if keep_pairs else _plain(score_norms(model, inputs))
                 total = part if total is None else total.merged(part)
     if total is None:
         raise BadInputError("τ needs at least one training input")
     return total
+
+
+def _plain(norms: Tensor) -> GradientConstants:
+    return GradientConstants(norms.amax(0), None, len(norms))
+
+
+def _with_pairs(gram: Tensor) -> GradientConstants:
+    """‖∇ s_y − ∇ s_j‖² = G_yy + G_jj − 2 G_yj."""
+    square = gram.diagonal(dim1=2, dim2=3)
+    difference = square[..., :, None] + square[..., None, :] - 2 * gram
+    return GradientConstants(square.amax(0).clamp_min(0).sqrt(), difference.clamp_min(0).amax(0).sqrt(), len(gram))

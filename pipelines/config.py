@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,7 +26,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A section of the configuration. Unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class VideoConfig(Section):
@@ -233,12 +234,34 @@ class RunConfig(Section):
             for path, value in point.items():
                 if path not in self.search:
                     raise ValueError(f"sweep.start_with[{i}]: {path!r} is not in `search`")
-                with_values(self.without_search(), {path: value})
+                if not _inside(self.search[path], value):
+                    space = self.search[path]
+                    raise ValueError(f"sweep.start_with[{i}]: {path} {value!r} lies outside its search entry {space}")
         return self
 
     def without_search(self) -> RunConfig:
         """The same configuration of one trial: nothing searched."""
-        return self.model_copy(update={"search": {}, "sweep": self.sweep.model_copy(update={"start_with": []})})
+        return self.fixing(self.search)
+
+    def fixing(self, paths: Iterable[str]) -> RunConfig:
+        """The same configuration with some fields no longer searched."""
+        fixed = set(paths)
+        left = {p: space for p, space in self.search.items() if p not in fixed}
+        points = [{p: v for p, v in point.items() if p not in fixed} for point in self.sweep.start_with]
+        sweep = self.sweep.model_copy(update={"start_with": [p for p in points if p]})
+        return self.model_copy(update={"search": left, "sweep": sweep})
+
+    def start_points(self) -> list[dict[str, Any]]:
+        """`sweep.start_with`, no point twice, each completed: by a field's own value, or if that is outside its search
+        entry, by the entry's first."""
+
+        def own(path: str, space: dict[str, Any]) -> Any:
+            value = value_at(self, path)
+            return value if _inside(space, value) else next(iter(space.values()))[0]
+
+        rest = {path: own(path, space) for path, space in self.search.items()}
+        whole = [rest | point for point in self.sweep.start_with]
+        return [point for i, point in enumerate(whole) if point not in whole[:i]]
 
 
 def field_paths(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, Any]:
@@ -289,9 +312,19 @@ def check_space(config: RunConfig, path: str, space: dict[str, Any]) -> None:
             raise ValueError(f"search.{path}.{kind}: give [low, high] with low < high, not {values}")
         if kind == "loguniform" and values[0] <= 0:
             raise ValueError(f"search.{path}.loguniform: low must be above 0, not {values[0]}")
+    if kind in ("uniform", "loguniform"):  # a value between them: whole numbers alone are `int`
+        values = [*values, values[0] + 0.618 * (values[1] - values[0])]
     plain = config.without_search()
     for value in values:
         with_values(plain, {path: value})
+
+
+def _inside(space: dict[str, Any], value: Any) -> bool:
+    """Whether a search entry can give `value`."""
+    kind, values = next(iter(space.items()))
+    if kind in ("choice", "grid"):
+        return value in values
+    return isinstance(value, int | float) and values[0] <= value <= values[1]
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
@@ -345,6 +378,8 @@ def _one_line(error: ValidationError) -> str:
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML configuration and apply `--set path=value` overrides (values are YAML).
 
+    A field that is set is no longer searched.
+
     Raises:
         BadInputError: missing or malformed file, unknown field, value out of range.
     """
@@ -353,10 +388,13 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     except FileNotFoundError:
         valid = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
         raise BadInputError(f"no configuration {path}. Data sets with one: {', '.join(valid)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise BadInputError(f"{path} cannot be read: {reason}") from None
     except yaml.YAMLError as error:
         raise BadInputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    config = parse(raw, str(path))
-    return with_values(config, parse_overrides(overrides or []))
+    config, values = parse(raw, str(path)), parse_overrides(overrides or [])
+    return with_values(config.fixing(values), values)
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, Any]:

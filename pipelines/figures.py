@@ -111,7 +111,7 @@ def _wrapped(label: str, space: str, width: int) -> str:
     for part in space.split("; "):
         joined = f"{lines[-1]}; {part}" if lines[-1] else part
         lines = [*lines[:-1], joined] if len(joined) <= width or not lines[-1] else [*lines, part]
-    return f"{label}<br>({safe('; '.join(lines) if len(lines) == 1 else ';<br>'.join(lines))})" if space else label
+    return f"{label}<br>({';<br>'.join(map(safe, lines))})" if space else label
 
 
 # --- robustness curves -------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from crmt.errors import BadInputError, CRMTError
 from crmt.methods import method_class
 from pipelines.batches import modalities_of
 from pipelines.command import INTERRUPTED, add_config_arguments, config_from, run_command, start_ray
-from pipelines.config import RunConfig, value_at, with_values
+from pipelines.config import RunConfig, with_values
 from pipelines.launch import DRIVER_CPUS, tune_trial
 from pipelines.live import LiveTable
 from pipelines.preflight import Plan, plan_sweep
@@ -61,7 +61,7 @@ def _tune_config(config: RunConfig, plan: Plan) -> tune.TuneConfig:
     from ray.tune.search.optuna import OptunaSearch
 
     sweep, epochs = config.sweep, config.train.epochs
-    points = [{path: value_at(config, path) for path in config.search} | point for point in sweep.start_with]
+    points = config.start_points()
     algorithm: Searcher | SearchAlgorithm
     if sweep.algorithm == "optuna" and config.search:
         algorithm = OptunaSearch(points_to_evaluate=points or None, seed=sweep.seed)

@@ -130,7 +130,7 @@ def test_eta_of_the_orthogonal_head_is_the_sum_of_both_classes() -> None:
     model = linear_model("orthogonal", 2)
     inputs = random_inputs(model, 3)
     constants = gradient_constants(model, in_batches(inputs, mostly_right(model, inputs), 3))
-    eta, a = pair_constants(model.head, constants), model.head.integration
+    eta, a = pair_constants(model.head, constants), model.head.integration.detach()
     for m in range(2):
         for y in range(4):
             for j in range(4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -86,7 +87,9 @@ def test_nothing_to_evaluate_is_refused() -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_pgd_accuracy_never_rises_with_the_budget(trained: tuple[MultiModalModel, Batch], norm: str) -> None:
+def test_pgd_accuracy_never_rises_with_the_budget(
+    trained: tuple[MultiModalModel, Batch], norm: Literal["l2", "linf"]
+) -> None:
     model, whole = trained
     plan = replace(PLAN, norm=norm, epsilons=tuple(e / (1 if norm == "l2" else 16) for e in PLAN.epsilons))
     seen: list[int] = []
@@ -172,7 +175,7 @@ def test_bad_plans_are_refused() -> None:
     model = linear_model("concat", 2)
     inputs = random_inputs(model, 2)
     batches = in_batches(inputs, mostly_right(model, inputs), 2)
-    for bad, message in (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"names": ("apgd",)}, r"no attack 'apgd'. Valid: fgm, pgd"),
         ({"epsilons": (0.1, -1.0)}, r"a budget must be 0 or more, not -1.0"),
         ({"epsilons": (float("nan"),)}, r"a budget must be 0 or more, not nan"),
@@ -180,9 +183,10 @@ def test_bad_plans_are_refused() -> None:
         ({"loss": "dlr"}, r"no attack loss 'dlr'"),
         ({"steps": 0, "names": ("pgd",)}, r"steps and restarts must be 1 or more"),
         ({"balls": ("smell",)}, r"'smell' is not joint"),
-    ):
+    )
+    for bad, message in refused:
         with pytest.raises(BadInputError, match=message):
-            attack_curves(model, batches, replace(PLAN, **bad))  # type: ignore[arg-type]
+            attack_curves(model, batches, replace(PLAN, **bad))
 
 
 def whole_chain(name: str, modalities: int, device: str) -> None:

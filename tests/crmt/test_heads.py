@@ -39,6 +39,20 @@ def test_rows_stay_orthonormal_under_large_random_steps() -> None:
     assert not torch.allclose(first, head.weight("a"), atol=0.1)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("width", [4, 16])
+def test_weight_decay_does_not_harm_the_rows(kind: type[torch.optim.Optimizer], width: int) -> None:
+    """In somebody's own training loop: torch's parametrisation alone turns every row to 0 after one such step."""
+    torch.manual_seed(0)
+    head = OrthogonalHead({"a": width}, 4)
+    optimizer = kind(head.parameters(), lr=0.1, weight_decay=0.1)  # type: ignore[call-arg]
+    for _ in range(100):
+        optimizer.zero_grad()
+        head.logits(head.scores({"a": torch.randn(3, width)})).square().sum().backward()
+        optimizer.step()
+        assert gram_error(head) < 1e-5
+
+
 @pytest.mark.parametrize("name", list(HEADS))
 @pytest.mark.parametrize("modalities", [1, 2, 3])
 def test_logits_are_the_weighted_sum_of_scores(name: str, modalities: int) -> None:

@@ -43,12 +43,12 @@ def test_regulariser_equals_the_formula(
     scores = reference.detach().to(dtype).requires_grad_()
     labels = torch.randint(classes, (batch,), generator=draw)
     expected, value = naive(reference, labels, floor), margin_regulariser(scores, labels, floor)
-    tolerance = {"rtol": 1e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
-    torch.testing.assert_close(value.double(), expected, **tolerance)
+    rtol, atol = (1e-5, 2e-5) if dtype == torch.float32 else (1e-10, 1e-10)
+    torch.testing.assert_close(value.double(), expected, rtol=rtol, atol=atol)
     if classes > 1:
         (gradient,) = torch.autograd.grad(value, scores)
         (wanted,) = torch.autograd.grad(expected, reference)
-        torch.testing.assert_close(gradient.double(), wanted, **tolerance)
+        torch.testing.assert_close(gradient.double(), wanted, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("modalities", [1, 2, 3])

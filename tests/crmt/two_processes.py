@@ -35,9 +35,9 @@ def batch_norm(norm: BatchNorm, x: Tensor, target: Tensor) -> dict[str, Tensor]:
     return {
         "first": first.detach(),
         "second": second.detach(),
-        "mean": norm.running_mean,  # type: ignore[dict-item]
-        "var": norm.running_var,  # type: ignore[dict-item]
-        "steps": norm.num_batches_tracked,  # type: ignore[dict-item]
+        "mean": norm.running_mean,
+        "var": norm.running_var,
+        "steps": norm.num_batches_tracked,
         "x": x.grad,
         "weight": norm.weight.grad,
         "bias": norm.bias.grad,

@@ -1,16 +1,47 @@
-"""One small Ray for all tests of this folder that need one."""
+"""One small Ray and one small set of real clips for all tests of this folder that need them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy comes in: Ray's workers inherit it
 
 import pytest
 import ray
+from small import Decoded, Small, make_decoded, make_small
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray with 2 CPUs in this process's own cluster."""
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def small(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    """63 real clips of 3 classes as a manifest, with a cache of their own."""
+    root = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("CRMT_CACHE")
+    os.environ["CRMT_CACHE"] = str(root)
+    yield make_small(tmp_path_factory.mktemp("small") / "clips", root)
+    if before is None:
+        del os.environ["CRMT_CACHE"]
+    else:
+        os.environ["CRMT_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def decoded(small: Small) -> Decoded:
+    """Those clips as arrays."""
+    return make_decoded(small)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A folder for a run."""
+    return tmp_path / "run"

@@ -312,6 +312,8 @@ def test_curves_on_the_page_are_the_tables(run: Path, html: Page) -> None:
     assert len(estimated) == 1 and "estimated accuracy" in estimated[0]["hovertemplate"]
     assert estimated[0]["y"][0] == pytest.approx(clean)
     assert [t["y"][0] for t in traces if t["meta"]["kind"] == "chance"] == [0.1]
+    title = html.plots["curve-l2-0"]["layout"]["xaxis"]["title"]["text"]
+    assert title == "ℓ2 budget ε<br>(video: pixels in [0, 1];<br>audio: standardised log-mel)"
 
 
 def test_outcome_names_methods_accuracies_and_doubt(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up what they need; a second call starts at once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: demo test test-all check format clean
+
+demo: $(VENV)/.installed ## train, attack and certify on the embedded data set; then a report
+	$(BIN)/python pipelines/sweep.py --dataset avdigits
+
+test: $(VENV)/.installed-dev ## the fast tests
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-dev ## all tests, also those that take minutes
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(VENV)/.installed-dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment; runs and caches stay
+	rm -rf $(VENV) *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

@@ -1,0 +1,174 @@
+"""Settings compared over seeds, by the project's own sweep: mean ± deviation of every measured number.
+
+python benchmarks/compare.py crmt_vs_jt      does CRMT-JT help on avdigits? 6 trials, about 5 minutes on 2 cores
+python benchmarks/compare.py calibration     how hard is avdigits? 9 trials of JT, about 5 minutes on 2 cores
+
+Prints a table and writes it to benchmarks/results/<name>.md with the commit, the hardware and the time it took. The run
+is kept under runs/; an interrupted one goes on with --resume DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines.command import run_command
+from pipelines.config import CONFIG_DIR, RunConfig, load_config, with_values
+from pipelines.results import ResultsStore, open_store
+from pipelines.run_folder import read_card
+from pipelines.sweep import run_sweep
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SEED = "train.seed"
+ENCODER = "small_resnet"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A grid of settings and seeds."""
+
+    question: str
+    search: dict[str, list[Any]]
+    values: dict[str, Any]
+
+
+FULL = {"sweep.algorithm": "grid", "sweep.scheduler": "none", "sweep.start_with": [], "attack.samples": None}
+COMPARISONS = {
+    "crmt_vs_jt": Comparison(
+        "Does CRMT-JT beat JT on avdigits, clean and under PGD?",
+        {"train.method": ["jt", "crmt_jt"], SEED: [0, 1, 2]},
+        FULL | {"attack.names": ["pgd"], "attack.steps": 20, "attack.epsilons": [0.25, 0.5, 1.0, 1.5, 2.0]},
+    ),
+    "calibration": Comparison(
+        "How hard is avdigits for JT on one modality and on both?",
+        {
+            "model.encoders": [{"video": ENCODER}, {"audio": ENCODER}, {"video": ENCODER, "audio": ENCODER}],
+            SEED: [0, 1, 2],
+        },
+        FULL
+        | {
+            "train.method": "jt",
+            "attack.names": ["pgd"],
+            "attack.epsilons": [0.25, 0.5, 1.0, 2.0, 4.0],
+            "certify.audit_samples": 0,
+        },
+    ),
+}
+
+
+def configuration(comparison: Comparison) -> RunConfig:
+    """avdigits' own configuration with the grid in place of its search."""
+    base = load_config(CONFIG_DIR / "avdigits.yaml")
+    plain = with_values(base, {"search": {}, **comparison.values})
+    return with_values(plain, {"search": {path: {"grid": values} for path, values in comparison.search.items()}})
+
+
+def setting_name(params: dict[str, Any]) -> str:
+    """The searched parameters but the seed, in a few words."""
+    words = []
+    for path, value in params.items():
+        if path != SEED:
+            words.append(" + ".join(value) if isinstance(value, dict) else str(value))
+    return ", ".join(words)
+
+
+def numbers(store: ResultsStore) -> pd.DataFrame:
+    """One row a finished trial and number: setting, seed, name, value."""
+    trials = store.read("trials")
+    trials = trials[trials.status == "finished"]
+    params = {t: json.loads(p) for t, p in zip(trials.trial_id, trials.params, strict=True)}
+    metrics, curves = store.read("metrics"), store.read("curves")
+    metrics = metrics[metrics.final & (metrics.split == "test") & metrics.name.isin(list(SHOWN))]
+    curves = curves[curves.final & (curves.split == "test")]
+    rows = []
+    for row in metrics.itertuples():
+        name = SHOWN[str(row.name)] + (f" {row.modality}" if isinstance(row.modality, str) else "")
+        rows.append((row.trial_id, name, row.value * (100 if row.name in SHARES else 1)))
+    for row in curves.itertuples():
+        rows.append((row.trial_id, f"{row.attack} {row.ball} {row.epsilon:g}", 100 * row.accuracy))
+    table = pd.DataFrame(rows, columns=["trial_id", "number", "value"])
+    table["setting"] = [setting_name(params[t]) for t in table.trial_id]
+    return table
+
+
+SHARES = {"clean_accuracy", "unimodal_accuracy", "missing_accuracy"}
+SHOWN = {
+    "clean_accuracy": "clean",
+    "unimodal_accuracy": "by scores of",
+    "missing_accuracy": "without",
+    "mean_radius": "mean estimated radius",
+    "audit_violations": "audit violations",
+    "indicator_ratio": "indicator video / audio",
+}
+
+
+def markdown(store: ResultsStore) -> str:
+    """Numbers down, settings across: mean ± deviation over seeds."""
+    table = numbers(store)
+    order = list(dict.fromkeys(table.number))
+    settings = list(dict.fromkeys(table.sort_values("setting").setting))
+    grouped = table.groupby(["number", "setting"]).value.agg(["mean", "std", "count"])
+    lines = ["| | " + " | ".join(settings) + " |", "| --- |" + " --- |" * len(settings)]
+    for number in order:
+        cells = []
+        for setting in settings:
+            if (number, setting) in grouped.index:
+                cell = grouped.loc[(number, setting)]
+                digits = 1 if abs(cell["mean"]) >= 5 or "pgd" in number else 2
+                cells.append(f"{cell['mean']:.{digits}f} ± {cell['std']:.{digits}f}")
+            else:
+                cells.append("–")
+        lines.append(f"| {number} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def run(name: str, out: Path | None, resume: Path | None) -> int:
+    """Run a comparison, or go on with one, and write its table."""
+    started = time.monotonic()
+    comparison = COMPARISONS[name]
+    folder = (resume or out or Path("runs") / f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    code = run_sweep(configuration(comparison), None if resume else folder, folder if resume else None, False, None)
+    if code:
+        return code
+    card, _ = read_card(folder)
+    seeds = len(comparison.search[SEED])
+    text = "\n".join(
+        [
+            f"# {comparison.question}",
+            "",
+            f"`python benchmarks/compare.py {name}`: mean ± deviation over {seeds} seeds; accuracies",
+            "in % of the 597 test clips; ℓ2 budgets (video: pixels in [0, 1]; audio: standardised log-mel).",
+            "",
+            markdown(open_store(folder)),
+            "",
+            f"{card['started'][:10]}, commit {str(card['commit'])[:12]}{' with changes' if card['dirty'] else ''}, "
+            f"{card['hardware']['cpus']} cores, {card['hardware']['gpus']} GPUs, torch {card['versions']['torch']}, "
+            f"{(time.monotonic() - started) / 60:.0f} minutes; clip list {card['clips_sha256'][:12]}.",
+            "",
+        ]
+    )
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
+    return 0
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("name", choices=sorted(COMPARISONS))
+    parser.add_argument("--out", type=Path, metavar="DIR")
+    parser.add_argument("--resume", type=Path, metavar="DIR")
+    options = parser.parse_args()
+    return run_command(lambda: run(options.name, options.out, options.resume))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
