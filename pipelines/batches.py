@@ -148,7 +148,7 @@ class Transform:
         """Inputs on `device`; `draws` None is the plain form: middle candidate, centre crop."""
         inputs: dict[str, Tensor] = {}
         for name, array in arrays.items():
-            stored = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            stored = torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device)
             if name == "audio":
                 inputs[name] = self._audio(stored, draws)
             else:
@@ -226,6 +226,9 @@ class Clips(Protocol):
     @property
     def place(self) -> Placement: ...
 
+    @property
+    def transform(self) -> Transform: ...
+
     def count(self, split: str) -> int:
         """Clips of a split, over all ranks."""
         ...
@@ -245,11 +248,18 @@ def _per_rank(batch_size: int, world: int) -> int:
     return batch_size // world
 
 
-def _chosen(ids: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
-    """At most `limit` of the positions, drawn by seed, in order."""
-    if limit is None or limit >= len(ids):
-        return np.arange(len(ids))
-    return np.sort(np.random.default_rng([seed, 7]).permutation(len(ids))[:limit])
+def _chosen(split: str, count: int, limit: int | None, seed: int, world: int) -> np.ndarray:
+    """At most `limit` of `count` positions, drawn by seed, in order.
+
+    Raises:
+        BadInputError: fewer than ranks, on every rank: one without clips would fail while the others wait for it.
+    """
+    chosen = min(count, count if limit is None else limit)
+    if chosen < world:
+        raise BadInputError(f"the {split} split gives {chosen} clips to {world} workers of a trial: lower sweep.workers")
+    if chosen == count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng([seed, 7]).permutation(count)[:limit])
 
 
 @dataclass(frozen=True)
@@ -274,7 +284,7 @@ class MemoryClips:
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
         rows = np.flatnonzero(self.table.splits == split)
-        rows = self.place.mine(rows[_chosen(self.table.ids[rows], limit, seed)])
+        rows = self.place.mine(rows[_chosen(split, len(rows), limit, seed, self.place.world)])
         for start in range(0, len(rows), EVALUATION_BATCH):
             yield self._batch(rows[start : start + EVALUATION_BATCH], None)
 
@@ -303,7 +313,7 @@ class StreamIndex:
 
 @dataclass(frozen=True)
 class StreamClips:
-    """Clips that Ray Data streams from Parquet. A rank reads whole parts, dealt out anew by seed every epoch."""
+    """Clips that Ray Data streams from Parquet. In training a rank reads whole parts, dealt out anew every epoch."""
 
     index: StreamIndex
     transform: Transform
@@ -318,6 +328,11 @@ class StreamClips:
         order = np.random.default_rng([seed, epoch]).permutation(counts.index.to_numpy())
         dealt = [order[r :: self.place.world] for r in range(self.place.world)]
         steps = min(int(counts.loc[parts].sum()) for parts in dealt) // local  # the same on every rank
+        if len(order) < self.place.world:
+            raise BadInputError(
+                f"{len(order)} part of decoded train clips cannot be streamed to {self.place.world} workers of a trial: "
+                "set data.mode to memory, or lower sweep.workers"
+            )
         shuffle: dict[str, Any] = {
             "local_shuffle_buffer_size": _SHUFFLE_BUFFER_BATCHES * local,
             "local_shuffle_seed": int(np.random.default_rng([seed, epoch, 1]).integers(2**31)),
@@ -329,10 +344,13 @@ class StreamClips:
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
         rows = self.index.rows[self.index.rows.split == split].sort_values("id", kind="stable")
-        rows = rows.iloc[_chosen(rows.id.to_numpy(), limit, seed)]
-        parts = self.place.mine(np.unique(rows.part.to_numpy()))
-        wanted = frozenset(rows.id) if limit is not None else None
-        for arrays in self._read(parts, split, wanted, EVALUATION_BATCH, {}):
+        world = self.place.world
+        rows = rows.iloc[_chosen(split, len(rows), limit, seed, world)]
+        if world > 1:  # neighbours in one part go to one rank; a part at a border is read by two
+            rows = rows.sort_values("part", kind="stable")
+            rows = rows.iloc[np.array_split(np.arange(len(rows)), world)[self.place.rank]]
+        wanted = frozenset(rows.id) if limit is not None or world > 1 else None
+        for arrays in self._read(np.unique(rows.part.to_numpy()), split, wanted, EVALUATION_BATCH, {}):
             yield self._batch(arrays, None)
 
     def _read(
@@ -355,7 +373,7 @@ class StreamClips:
         yield from cast(Iterator[dict[str, np.ndarray]], iter(batches))
 
     def _batch(self, arrays: dict[str, np.ndarray], draws: Draws | None) -> Batch:
-        labels = torch.from_numpy(arrays["label"]).to(self.place.device)
+        labels = torch.from_numpy(np.require(arrays["label"], requirements="W")).to(self.place.device)
         inputs = self.transform({m: arrays[m] for m in self.index.shapes}, draws, self.place.device)
         return Batch(inputs, labels, tuple(str(i) for i in arrays["id"]))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,7 +72,8 @@ def run_evaluation(folder: Path, overrides: list[str], root: Path | None, split:
     store.write("trials", TRIAL, [row])
     place = Placement(device=device_of(float(torch.cuda.is_available())))
     session = LocalSession(TRIAL, run, place)
-    clips = prepared.source.open(place)
+    transform = replace(prepared.source.transform, **card["front_end"])
+    clips = replace(prepared.source, transform=transform).open(place)
     model = model.to(place.device)
     with LiveTable(run, 1, console):
         session.progress("τ", 0.0)

@@ -11,11 +11,12 @@ from crmt.errors import CRMTError
 from pipelines.batches import Placement
 from pipelines.config import RunConfig, parse, with_values
 from pipelines.prepare import ClipSource
-from pipelines.sessions import LocalSession, TuneSession, WorkerSession, device_of
+from pipelines.sessions import LocalSession, TuneSession, WorkerSession, device_of, last_report
 from pipelines.trial import TrialInput, run_trial
 
-DRIVER_CPUS = 0.01
-"""Of a trial that only waits for its workers; a whole CPU would deadlock a small machine in silence."""
+DRIVER = {"node:__internal_head__": 0.001}
+"""What a trial that only waits for its workers takes: no CPU, since a whole one would deadlock a small machine in
+silence, and a place on the head, which is not taken away as workers' nodes are."""
 
 
 def tune_trial(
@@ -80,7 +81,7 @@ def fit_with_workers(
     result = trainer.fit()
     if result.error is not None:
         raise CRMTError(f"the workers of trial {trial_id} failed: {first_line(result.error)}")
-    return dict(result.metrics or {})
+    return last_report(given.run, trial_id)
 
 
 def _worker(settings: dict[str, Any]) -> None:

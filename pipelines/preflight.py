@@ -1,4 +1,4 @@
-"""Preflight: what a sweep will run and certify, what it needs, and whether the cluster has it; before anything starts."""
+"""Preflight: what a sweep will run and certify, what it needs, and whether the cluster has it; before it starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from crmt.methods import method_class
 from pipelines.batches import STREAM_TASK_CPUS
 from pipelines.config import RunConfig
 from pipelines.ingest import cache_root
-from pipelines.launch import DRIVER_CPUS
 
 MEANING = {"estimate": "estimated radius from training gradients: not sound, audited by attack"}
 _MINIMUM_FREE = 2**30
@@ -53,9 +52,9 @@ class Plan:
         """
         if self.concurrent < 1:
             raise BadInputError(
-                f"one trial needs {self.needs.cpus:g} CPUs and {self.needs.gpus:g} GPUs ({self.needs.text}); the cluster "
-                f"has {self.cpus:g} CPUs and {self.gpus:g} GPUs: lower sweep.workers, sweep.cpus_per_worker or "
-                "sweep.gpus_per_worker, or add nodes"
+                f"one trial needs {self.needs.cpus:g} CPUs and {self.needs.gpus:g} GPUs ({self.needs.text}); "
+                f"the cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs: lower sweep.workers, "
+                "sweep.cpus_per_worker or sweep.gpus_per_worker, or add nodes"
             )
         if self.free_bytes < _MINIMUM_FREE:
             raise BadInputError(f"{self.where} has {self.free_bytes / 2**20:.0f} MiB free; at least 1 GiB is needed")
@@ -94,13 +93,10 @@ def methods_of(config: RunConfig) -> list[str]:
 
 
 def needs_of(config: RunConfig) -> Needs:
-    """What one trial takes: its workers, the driver that waits for them, and Data tasks where batches stream."""
+    """What one trial takes: its workers, and Data tasks where batches stream."""
     sweep = config.sweep
     cpus = sweep.workers * sweep.cpus_per_worker
     parts = [f"{sweep.workers} × {sweep.cpus_per_worker:g} CPU for workers"]
-    if sweep.workers > 1:
-        cpus += DRIVER_CPUS
-        parts.append(f"{DRIVER_CPUS:g} for its driver")
     if config.data.mode == "stream":
         data = 2 * STREAM_TASK_CPUS * sweep.workers
         cpus += data

@@ -152,6 +152,10 @@ class WorkerSession:
     def report(self, metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
         from ray import train
 
+        if self.place.rank == 0:
+            path = _report_path(self.run, self.trial_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(dict(metrics)))
         if state is None or self.place.rank:
             train.report(dict(metrics))
             return
@@ -167,6 +171,18 @@ class WorkerSession:
     def progress(self, phase: str, fraction: float) -> None:
         if self.place.rank == 0:
             self._beat(phase, fraction)
+
+
+def _report_path(run: Path, trial_id: str) -> Path:
+    return run / "live" / f"{trial_id}.report.json"
+
+
+def last_report(run: Path, trial_id: str) -> dict[str, Any]:
+    """What the workers of a trial reported last; Ray's own result forgets reports that came without a checkpoint."""
+    try:
+        return dict(json.loads(_report_path(run, trial_id).read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def device_of(gpus: float) -> torch.device:

@@ -21,7 +21,7 @@ from crmt.methods import method_class
 from pipelines.batches import modalities_of
 from pipelines.command import INTERRUPTED, add_config_arguments, config_from, run_command, start_ray
 from pipelines.config import RunConfig, with_values
-from pipelines.launch import DRIVER_CPUS, tune_trial
+from pipelines.launch import DRIVER, tune_trial
 from pipelines.live import LiveTable
 from pipelines.preflight import Plan, plan_sweep
 from pipelines.prepare import Prepared, prepare
@@ -90,7 +90,7 @@ def _tune_config(config: RunConfig, plan: Plan) -> tune.TuneConfig:
 def _trainable(config: RunConfig, given: TrialInput, prepared: Prepared) -> Any:
     sweep = config.sweep
     alone = sweep.workers == 1
-    resources = {"CPU": sweep.cpus_per_worker if alone else DRIVER_CPUS}
+    resources = {"CPU": sweep.cpus_per_worker} if alone else dict(DRIVER)
     if alone and sweep.gpus_per_worker:
         resources["GPU"] = sweep.gpus_per_worker
     base = config.without_search().model_dump(mode="json")
