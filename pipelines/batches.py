@@ -256,7 +256,7 @@ def _chosen(split: str, count: int, limit: int | None, seed: int, world: int) ->
     """
     chosen = min(count, count if limit is None else limit)
     if chosen < world:
-        raise BadInputError(f"the {split} split gives {chosen} clips to {world} workers of a trial: lower sweep.workers")
+        raise BadInputError(f"the {split} split gives {chosen} clips to a trial's {world} workers: lower sweep.workers")
     if chosen == count:
         return np.arange(count)
     return np.sort(np.random.default_rng([seed, 7]).permutation(count)[:limit])
@@ -330,7 +330,7 @@ class StreamClips:
         steps = min(int(counts.loc[parts].sum()) for parts in dealt) // local  # the same on every rank
         if len(order) < self.place.world:
             raise BadInputError(
-                f"{len(order)} part of decoded train clips cannot be streamed to {self.place.world} workers of a trial: "
+                f"train has {len(order)} decoded parts, too few to stream to a trial's {self.place.world} workers: "
                 "set data.mode to memory, or lower sweep.workers"
             )
         shuffle: dict[str, Any] = {

@@ -102,6 +102,9 @@ def run_command(body: Callable[[], int], after_interrupt: str = "") -> int:
     except CRMTError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"stopped. {after_interrupt}".strip(), file=sys.stderr)
         return INTERRUPTED

@@ -16,6 +16,7 @@ from crmt.errors import BadInputError
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "tune_configs"
 SHORTHANDS = ("choice", "grid", "uniform", "loguniform", "int")
+_SEARCHED = ("train.", "model.")  # not how trials are compared: a search would make its own task easy
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -299,8 +300,8 @@ def _origins(annotation: Any) -> tuple[Any, ...]:
 def check_space(config: RunConfig, path: str, space: dict[str, Any]) -> None:
     """Refuse a search entry with an unknown path, an unknown kind or values that the field does not admit."""
     paths = field_paths()
-    if not _is_known(path, paths) or path.startswith(("search", "sweep", "data")):
-        searchable = [p for p in paths if not p.startswith(("search", "sweep", "data"))]
+    if not _is_known(path, paths) or not path.startswith(_SEARCHED):
+        searchable = [p for p in paths if p.startswith(_SEARCHED)]
         raise ValueError(f"search: {path!r} is not a field that can be searched.{nearest(path, searchable)}")
     if len(space) != 1 or next(iter(space)) not in SHORTHANDS:
         raise ValueError(f"search.{path}: give exactly one of {', '.join(SHORTHANDS)}, not {space}")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from rich.console import Console
@@ -20,6 +21,7 @@ from crmt.evaluate import predict
 from crmt.lipschitz import gradient_constants
 from crmt.methods import method_class
 from crmt.model import ModelSpec
+from pipelines import datasets
 from pipelines.batches import Placement, modalities_of
 from pipelines.command import config_from_card, run_command, start_ray
 from pipelines.config import RunConfig
@@ -27,10 +29,11 @@ from pipelines.ingest import ClipCache
 from pipelines.launch import device_of
 from pipelines.live import LiveTable
 from pipelines.measure import Measurement
+from pipelines.preflight import check_settings
 from pipelines.prepare import prepare
 from pipelines.report import build_report, print_summary
 from pipelines.results import ResultsStore
-from pipelines.run_folder import create_run, given_of, now, provenance, store_quarantine, write_card
+from pipelines.run_folder import check_free, create_run, given_of, now, provenance, store_quarantine, write_card
 from pipelines.sessions import LocalSession
 from pipelines.trial import trial_row, updated_row
 
@@ -44,7 +47,8 @@ def _check_same_task(spec: ModelSpec, cache: ClipCache, config: RunConfig) -> No
             f"the model knows {len(spec.classes)} classes ({', '.join(spec.classes[:5])} …), the clips have "
             f"{len(cache.classes)} ({', '.join(cache.classes[:5])} …): give the data set that it was trained on"
         )
-    for model, clips in zip(spec.modalities, modalities_of(cache, config.data, list(spec.encoders)), strict=True):
+    names = [m.name for m in spec.modalities]
+    for model, clips in zip(spec.modalities, modalities_of(cache, config.data, names), strict=True):
         if model.shape != clips.shape:
             raise BadInputError(f"the model takes {model.name} of shape {model.shape}, the clips give {clips.shape}")
 
@@ -57,9 +61,12 @@ def run_evaluation(folder: Path, overrides: list[str], root: Path | None, split:
     Raises:
         BadInputError: not a saved model, or clips that it cannot take.
     """
-    console = Console()
+    console, started = Console(), perf_counter()
     model, spec, card = load_model(folder)
     config = config_from_card(card, overrides, root)
+    check_settings(config)
+    check_free(out)
+    datasets.check(config.data)
     start_ray(dashboard=False)
     prepared = prepare(config, lambda text: console.print(text, highlight=False))
     _check_same_task(spec, prepared.cache, config)
@@ -93,7 +100,7 @@ def run_evaluation(folder: Path, overrides: list[str], root: Path | None, split:
         "weights_sha256": card["weights_sha256"],
         "model": str(folder.resolve()),
     }
-    store.write("trials", TRIAL, [updated_row(row, done, 0.0)])
+    store.write("trials", TRIAL, [updated_row(row, done, perf_counter() - started)])
     print_summary(run, console)
     console.print(f"report: {build_report(run)}", soft_wrap=True, highlight=False)
     return run

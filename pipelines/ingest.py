@@ -10,12 +10,11 @@ import argparse
 import hashlib
 import io
 import json
-import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from rich.table import Table
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import datasets
-from pipelines.config import CONFIG_DIR, AudioConfig, DataConfig, VideoConfig, load_config
+from pipelines.command import add_config_arguments, config_from, run_command, start_ray
+from pipelines.config import AudioConfig, DataConfig, VideoConfig
 from pipelines.datasets.index import SPLITS, ClipIndex, cache_root
 from pipelines.decode import REASONS, DecodedClip, DecodeError, decode_clip
 from pipelines.tasks import Piece, only_one, run_pieces
@@ -364,51 +364,24 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
     return table
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
     parser = argparse.ArgumentParser(
         prog="ingest.py", description="Decode a data set into the cache, without training."
     )
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(datasets.names())}")
-    parser.add_argument("--data-root", type=Path, help="where the clips (for manifest: the CSV) lie")
-    parser.add_argument("--config", type=Path, help="default: tune_configs/<dataset>.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="for example data.limit=100")
-    return parser.parse_args(arguments)
+    add_config_arguments(parser)
+    options = parser.parse_args(arguments)
 
+    def body() -> int:
+        started = time.monotonic()
+        config = config_from(options)
+        datasets.check(config.data)
+        start_ray(dashboard=False)
+        cache = ingest(datasets.load(config.data), config.data, tuple(config.model.encoders))
+        Console().print(_summary(cache, time.monotonic() - started))
+        return 0
 
-def _data_config(options: argparse.Namespace) -> tuple[DataConfig, tuple[str, ...]]:
-    if options.config is None and options.dataset not in datasets.names():
-        datasets.load(DataConfig(dataset=options.dataset))  # raises, with the nearest name
-    config = load_config(options.config or CONFIG_DIR / f"{options.dataset}.yaml", options.set)
-    update: dict[str, Any] = {"dataset": options.dataset}
-    if options.data_root is not None:
-        update["root"] = options.data_root
-    return config.data.model_copy(update=update), tuple(config.model.encoders)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input."""
-    import ray
-
-    options = _arguments(arguments)
-    started = time.monotonic()
-    try:
-        data, modalities = _data_config(options)
-        if data.dataset != "avdigits":
-            datasets.load(data)  # a list that is missing should not wait for Ray to start
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        cache = ingest(datasets.load(data), data, modalities)
-    except BadInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CRMTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    Console().print(_summary(cache, time.monotonic() - started))
-    return 0
+    return run_command(body, "The same command goes on where this one was.")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def fit_with_workers(
     from ray import train
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     sweep = config.sweep
     resources = {"CPU": sweep.cpus_per_worker}
@@ -78,9 +79,10 @@ def fit_with_workers(
             callbacks=callbacks,
         ),
     )
-    result = trainer.fit()
-    if result.error is not None:
-        raise CRMTError(f"the workers of trial {trial_id} failed: {first_line(result.error)}")
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise CRMTError(f"the workers of trial {trial_id} failed: {first_line(error)}") from None
     return last_report(given.run, trial_id)
 
 
@@ -98,15 +100,21 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def first_line(error: BaseException | str | None) -> str:
     """What went wrong, in one line: the innermost cause of a remote error."""
+    if error is None:
+        return "no error was recorded"
     seen: BaseException | str | None = error
-    while isinstance(seen, BaseException):
-        inner = getattr(seen, "cause", None) or seen.__cause__
-        failures = getattr(seen, "worker_failures", None)
-        if isinstance(failures, dict) and failures:
-            inner = next(iter(failures.values()))
-        if not isinstance(inner, BaseException) or inner is seen:
-            break
+    while isinstance(seen, BaseException) and (inner := _cause(seen)) is not None:
         seen = inner
     lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
     text = lines[-1] if lines else type(seen).__name__
     return text if isinstance(seen, CRMTError | str) else f"{type(seen).__name__}: {text}"
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """What a remote error wraps; of several workers' errors one of ours, since the others only missed that worker."""
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict) and failures:
+        found = [getattr(f, "_base_exc", f) for f in failures.values()]
+        return next((f for f in found if isinstance(f, CRMTError)), found[0])
+    wrapped = (getattr(error, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__"))
+    return next((w for w in wrapped if isinstance(w, BaseException) and w is not error), None)

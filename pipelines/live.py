@@ -69,7 +69,7 @@ class LiveTable:
         done = sum(r["status"] != "running" for r in rows)
         of = f" of {self._trials}" if self._trials else ""
         elapsed = time.monotonic() - self._started
-        running = ", ".join(f"{r['trial_id']} {r['phase']}" for r in rows if r["status"] == "running")
+        running = ", ".join(f"{r['trial_id']} {r['progress']}" for r in rows if r["status"] == "running")
         return f"{done}{of} trials done, {elapsed:.0f} s" + (f"; running: {running}" if running else "")
 
     def _table(self) -> Table:
@@ -81,7 +81,7 @@ class LiveTable:
         for row in rows:
             style = STYLES.get(row["status"], "")
             status = f"[{style}]{row['status']}[/]" if style else row["status"]
-            cells = (row["trial_id"], row["method"], row["params"], status, row["phase"], str(row["epochs"]))
+            cells = (row["trial_id"], row["method"], row["params"], status, row["progress"], str(row["epochs"]))
             table.add_row(*cells, row["selected"])
         return table
 
@@ -98,9 +98,9 @@ def _heartbeat(run: Path, trial_id: str) -> dict[str, Any]:
 
 
 def _row(trial: dict[str, Any], beat: dict[str, Any]) -> dict[str, Any]:
-    phase = ""
+    phase = progress = ""
     if trial["status"] == "running" and beat:
-        phase = f"{beat['phase']} {100 * beat['fraction']:.0f} %"
+        phase, progress = beat["phase"], f"{beat['phase']} {100 * beat['fraction']:.0f} %"
     params = json.loads(trial["params"] or "{}")
     shown = {k.rpartition(".")[2]: v for k, v in params.items() if k != "train.method" and v is not None}
     value = trial["selected_value"]
@@ -110,6 +110,7 @@ def _row(trial: dict[str, Any], beat: dict[str, Any]) -> dict[str, Any]:
         "params": ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()),
         "status": trial["status"],
         "phase": phase,
+        "progress": progress,
         "epochs": trial["epochs"],
         "selected": "" if pd.isna(value) else f"{100 * value:.1f} %",
         "error": trial["error"] if isinstance(trial["error"], str) else "",
@@ -119,7 +120,7 @@ def _row(trial: dict[str, Any], beat: dict[str, Any]) -> dict[str, Any]:
 def _sentence(row: dict[str, Any]) -> str:
     text = f"{row['trial_id']}  {row['method']}  {row['params']}  {row['status']}"
     if row["status"] == "running":
-        text += f"  {row['phase']}" if row["phase"] else ""
+        text += f"  {row['progress']}" if row["progress"] else ""
     elif row["error"]:
         text += f": {row['error']}"
     return text + f"  epoch {row['epochs']}" + (f"  validation {row['selected']}" if row["selected"] else "")

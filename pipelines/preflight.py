@@ -6,16 +6,19 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from rich.console import Console
 from rich.table import Table
 
+from crmt.encoders import ENCODERS
 from crmt.errors import BadInputError
 from crmt.methods import method_class
 from pipelines.batches import STREAM_TASK_CPUS
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, value_at
 from pipelines.ingest import cache_root
+from pipelines.measure import attack_plan
 
 MEANING = {"estimate": "estimated radius from training gradients: not sound, audited by attack"}
 _MINIMUM_FREE = 2**30
@@ -88,8 +91,38 @@ class Plan:
 
 def methods_of(config: RunConfig) -> list[str]:
     """Methods that trials may get."""
-    entry = config.search.get("train.method")
-    return list(next(iter(entry.values()))) if entry else [config.train.method]
+    return [str(m) for m in _values_of(config, "train.method")]
+
+
+def _values_of(config: RunConfig, path: str) -> list[Any]:
+    """What trials may get for a field; the ends of a range."""
+    entry = config.search.get(path)
+    return list(next(iter(entry.values()))) if entry else [value_at(config, path)]
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
+
+    Raises:
+        BadInputError: an unknown method, encoder or ball, a width that no encoder has, or batches that the workers of
+            a trial cannot share.
+    """
+    for name in methods_of(config):
+        method_class(name)
+    encoders, workers = config.model.encoders, config.sweep.workers
+    if not encoders:
+        raise BadInputError("model.encoders names no modality")
+    for modality in encoders:
+        for name in _values_of(config, f"model.encoders.{modality}"):
+            if name not in ENCODERS:
+                raise BadInputError(f"model.encoders.{modality}: no encoder {name!r}. Valid: {', '.join(ENCODERS)}")
+    for width in _values_of(config, "model.features"):
+        if width % 8:
+            raise BadInputError(f"model.features must be a multiple of 8, not {width}")
+    attack_plan(config).attacked(list(encoders))
+    for size in _values_of(config, "train.batch_size"):
+        if size % workers:
+            raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
 
 
 def needs_of(config: RunConfig) -> Needs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from pipelines.config import RunConfig, with_values
 from pipelines.launch import first_line
@@ -36,7 +36,7 @@ class Recorder(tune.Callback):
             self._write(trial, row | {"status": "stopped"})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._write(trial, self._row(trial) | {"status": "failed", "error": first_line(trial.get_error())})
+        self._write(trial, self._row(trial) | {"status": "failed", "error": first_line(_error_of(trial))})
 
     def _row(self, trial: Any) -> dict[str, Any]:
         """The row as it stands, or a new one."""
@@ -50,3 +50,13 @@ class Recorder(tune.Callback):
     def _write(self, trial: Any, changes: dict[str, Any]) -> None:
         row = self._row(trial) | changes
         ResultsStore(self.run / "results").write("trials", trial.trial_id, [row])
+
+
+def _error_of(trial: Any) -> BaseException | str | None:
+    """The error as Tune has just written it on this machine; `trial.get_error()` reads a copy that comes later."""
+    for name, read in (("pickled_error_file", cloudpickle.loads), ("error_file", bytes.decode)):
+        path = getattr(trial, name)
+        if path and Path(path).exists():
+            found: BaseException | str = read(Path(path).read_bytes())
+            return found
+    return None

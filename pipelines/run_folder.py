@@ -31,16 +31,29 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def check_free(folder: Path | None) -> None:
+    """Refuse a folder that a new run cannot have, before anything costs time.
+
+    Raises:
+        BadInputError: it holds something already, or cannot be made.
+    """
+    where = (folder or RUNS).resolve()
+    if folder is not None and where.exists() and (not where.is_dir() or any(where.iterdir())):
+        raise BadInputError(f"{where} exists and is not empty: go on with --resume {where}, or name another folder")
+    nearest = next(p for p in (where, *where.parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise BadInputError(f"{where} cannot be made: {nearest} is not a folder to write in. Name another with --out")
+
+
 def create_run(folder: Path | None, dataset: str, kind: str) -> Path:
     """A new run folder: `folder`, or runs/<dataset>-<kind>-<time>.
 
     Raises:
-        BadInputError: the folder holds something already.
+        BadInputError: the folder holds something already, or cannot be made.
     """
+    check_free(folder)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     run = (folder or RUNS / f"{dataset}-{kind}-{stamp}").resolve()
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise BadInputError(f"{run} exists and is not empty: go on with --resume {run}, or name another folder")
     (run / "results").mkdir(parents=True, exist_ok=True)
     return run
 
@@ -117,7 +130,7 @@ def read_card(run: Path) -> tuple[dict[str, Any], RunConfig]:
     try:
         card = json.loads((run / CARD).read_text())
         return card, parse(card["config"], str(run / CARD))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, BadInputError):
             raise
         raise BadInputError(f"{run} is not the folder of a run: it has no readable {CARD}") from None

@@ -13,22 +13,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 from ray import tune
 from rich.console import Console
 
 from crmt.errors import BadInputError, CRMTError
-from crmt.methods import method_class
+from pipelines import datasets
 from pipelines.batches import modalities_of
 from pipelines.command import INTERRUPTED, add_config_arguments, config_from, run_command, start_ray
 from pipelines.config import RunConfig, with_values
 from pipelines.launch import DRIVER, tune_trial
 from pipelines.live import LiveTable
-from pipelines.preflight import Plan, plan_sweep
+from pipelines.preflight import Plan, check_settings, plan_sweep
 from pipelines.prepare import Prepared, prepare
 from pipelines.recorder import Recorder
 from pipelines.report import build_report, print_summary
 from pipelines.results import ResultsStore
-from pipelines.run_folder import create_run, given_of, latest_run, provenance, read_card, store_quarantine, write_card
+from pipelines.run_folder import (
+    check_free,
+    create_run,
+    given_of,
+    latest_run,
+    provenance,
+    read_card,
+    store_quarantine,
+    write_card,
+)
 from pipelines.trial import TrialInput
 
 TUNE = "tune"
@@ -98,22 +108,13 @@ def _trainable(config: RunConfig, given: TrialInput, prepared: Prepared) -> Any:
     return tune.with_resources(bound, resources)
 
 
-def _check_methods(config: RunConfig) -> None:
-    """Every method and encoder that a trial may get, before anything starts."""
-    methods = {config.train.method}
-    entry = config.search.get("train.method", {})
-    methods |= {str(v) for v in next(iter(entry.values()), [])}
-    for name in methods:
-        method_class(name)
-    if not config.model.encoders:
-        raise BadInputError("model.encoders names no modality")
-
-
 def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_run: bool, address: str | None) -> int:
     """A sweep from preflight to report; returns the exit code."""
     console = Console()
-    _check_methods(config)
+    check_settings(config)
+    check_free(folder)
     space = search_space(config)
+    datasets.check(config.data)
     dashboard = start_ray(address)
     plan = plan_sweep(config)
     plan.show(console)
@@ -198,12 +199,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
     options = _arguments().parse_args(argv)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is in its row, without a traceback
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def body() -> int:
         if options.resume is not None:
-            if options.dataset or options.config or options.set or options.data_root or options.out:
-                raise BadInputError("--resume takes the run's own configuration: leave out --dataset, --config, --set")
+            others = ("dataset", "config", "set", "data_root", "out", "trials", "workers")
+            if any(getattr(options, name) for name in others):
+                raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
             run = latest_run() if options.resume == "latest" else Path(options.resume).resolve()
             return run_sweep(read_card(run)[1], None, run, options.dry_run, options.address)
         config = config_from(options)

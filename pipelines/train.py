@@ -14,16 +14,26 @@ from typing import Any
 from rich.console import Console
 
 from crmt.errors import BadInputError, CRMTError
+from pipelines import datasets
 from pipelines.batches import modalities_of
 from pipelines.command import add_config_arguments, config_from, run_command, start_ray
 from pipelines.config import RunConfig, with_values
 from pipelines.launch import first_line, fit_with_workers, local_trial
 from pipelines.live import LiveTable
-from pipelines.preflight import plan_sweep
+from pipelines.preflight import check_settings, plan_sweep
 from pipelines.prepare import prepare
 from pipelines.report import build_report, print_summary
 from pipelines.results import ResultsStore
-from pipelines.run_folder import create_run, given_of, now, provenance, read_card, store_quarantine, write_card
+from pipelines.run_folder import (
+    check_free,
+    create_run,
+    given_of,
+    now,
+    provenance,
+    read_card,
+    store_quarantine,
+    write_card,
+)
 from pipelines.trial import trial_row, updated_row
 
 TRIAL = "train"
@@ -36,6 +46,9 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
         BadInputError: settings or clips that cannot be used. CRMTError: training failed.
     """
     console = Console()
+    check_settings(config)
+    check_free(folder)
+    datasets.check(config.data)
     start_ray(address, dashboard=False)
     plan_sweep(config).check()
     prepared = prepare(config, lambda text: console.print(text, highlight=False))
@@ -79,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         if options.resume is not None:
-            if options.dataset or options.config or options.set or options.data_root or options.out:
+            others = ("dataset", "config", "set", "data_root", "out", "workers")
+            if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
             run = options.resume.resolve()
             run_training(read_card(run)[1], None, run, options.address)

@@ -17,6 +17,17 @@ def names() -> list[str]:
     return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "index"))
 
 
+GENERATED = ("avdigits",)
+"""Data sets that make their clips themselves, for which they need a running Ray."""
+
+
+def check(data: DataConfig) -> None:
+    """Read the lists now, where that needs no Ray: a missing list should not wait for it to start."""
+    check_name(data.dataset)
+    if data.dataset not in GENERATED:
+        load(data)
+
+
 def check_name(name: str) -> None:
     """Refuse an unknown data set, with the nearest valid name."""
     if name not in names():

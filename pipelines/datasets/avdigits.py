@@ -7,9 +7,18 @@ clutter are drawn by this file.
 
 A clip is one second: 8 frames of 32 × 32 pixels at 8 a second (H.264) and mono sound at 8 kHz (AAC), drawn from the
 generator (seed, number of the image): a clip is the same whenever and wherever it is drawn. 1,200 images are train, 597
-test. The sound's noise has a root mean square of 0.1 before a gain of ±6 dB: an offset of 1e-2 in the log-mel (n_fft
-512, window 400) then lies about 10 dB under the noise, so that the logarithm still tells gains apart but is blunt for
-anything much quieter than the noise.
+test. The sound's noise has a root mean square of 0.05 before a gain of ±12 dB.
+
+Difficulty, calibrated on the decoded clips so that audio is the preferred and the more fragile modality. Plain joint
+training (JT) on one modality or both, accuracy in %, mean of 3 seeds, by `python benchmarks/compare.py calibration`:
+
+                 clean   PGD in the joint ball   video's ball    audio's ball    one modality missing
+                         ε .5    1     2         .5    1    2    .5    1    2    video    audio
+    video alone  80.0    17.7    0.9   0.0
+    audio alone  93.6    64.5   31.4   3.0
+    both         95.1    66.7   30.3   2.2       80.5 57.1 18.9  76.1 47.6 11.3  63.9     33.7
+
+Chance is 10 %. Budgets are ℓ2: video in pixels of [0, 1], audio in standardised log-mel.
 """
 
 from __future__ import annotations
@@ -67,14 +76,14 @@ class Recipe:
     fps: int = 8
     travel: float = 4.0
     """Largest way of the digit over the clip, in pixels, in each direction."""
-    contrast: tuple[float, float] = (0.35, 0.75)
+    contrast: tuple[float, float] = (0.53, 1.1)
     tint: tuple[float, float] = (0.4, 1.0)
     """Per channel, times the contrast."""
-    background: tuple[float, float] = (0.35, 0.50)
+    background: tuple[float, float] = (0.15, 0.35)
     """Per channel."""
-    clutter: float = 0.11
+    clutter: float = 0.165
     """Deviation of the clutter: 8 × 8 values a channel, enlarged, still over the clip."""
-    pixel_noise: float = 0.09
+    pixel_noise: float = 0.135
     """Deviation of the noise drawn for every pixel of every frame."""
 
     sample_rate: int = 8000
@@ -84,12 +93,12 @@ class Recipe:
     """Seconds."""
     duration: tuple[float, float] = (0.15, 0.4)
     """Seconds."""
-    tone_db: tuple[float, float] = (-20.0, -3.0)
+    tone_db: tuple[float, float] = (-17.0, 0.0)
     """Amplitude of each tone against the noise's root mean square."""
     pink_share: float = 0.5
     """Share of pink noise in the noise's power; the rest is white."""
-    noise_rms: float = 0.1
-    gain_db: tuple[float, float] = (-6.0, 6.0)
+    noise_rms: float = 0.05
+    gain_db: tuple[float, float] = (-12.0, 12.0)
 
     preset: str = "veryfast"
     crf: int = 18

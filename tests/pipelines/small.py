@@ -125,8 +125,8 @@ def make_decoded(small: Small) -> Decoded:
 
 
 def one_line(text: str) -> str:
-    """The single line of an error, without a traceback."""
-    lines = text.strip().splitlines()
+    """The single line of an error, without a traceback; clips may have been counted before it."""
+    lines = [line for line in text.strip().splitlines() if not line.startswith("Decoding")]
     assert len(lines) == 1 and "Traceback" not in text, text
     return lines[0]
 

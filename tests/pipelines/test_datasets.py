@@ -21,7 +21,7 @@ from pipelines.decode import decode_clip
 
 VIDEO = VideoConfig(frames=2, size=32, crop=32)
 AUDIO = AudioConfig(
-    sample_rate=8000, seconds=1.0, n_fft=512, window=400, hop=166, mels=32, fmin=300, fmax=3400, offset=1e-2, frames=48
+    sample_rate=8000, seconds=1.0, n_fft=512, window=400, hop=166, mels=32, fmin=300, fmax=3400, offset=1e-4, frames=48
 )
 
 

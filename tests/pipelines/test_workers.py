@@ -1,0 +1,81 @@
+"""`--workers 2`: two Ray Train workers train the model that one worker trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from small import PER_SPLIT, Small
+
+from pipelines import sweep, train
+from pipelines.results import ResultsStore
+
+TOLERANCE = 1e-3
+"""Relative: sums of float32 in another order, over three epochs."""
+HALVES = {"sweep": {"cpus_per_worker": 0.5}}
+
+
+def run(small: Small, out: Path, *more: str, **changes: Any) -> Path:
+    config = small.file(out.with_suffix(".json"), **{"train": {"epochs": 3, "lr": 0.02}, **HALVES, **changes})
+    code = train.main(["--dataset", "manifest", "--config", str(config), "--out", str(out), *more])
+    assert code == 0
+    return out
+
+
+def curve(run: Path, name: str = "loss") -> pd.Series:
+    epochs = ResultsStore(run / "results").read("epochs")
+    return epochs[epochs.name == name].set_index("epoch")["value"]
+
+
+@pytest.mark.parametrize("method", ["crmt_jt"])
+def test_two_workers_have_the_loss_curve_of_one(small: Small, tmp_path: Path, method: str) -> None:
+    one = run(small, tmp_path / "one", train={"method": method, "epochs": 3, "lr": 0.02})
+    two = run(small, tmp_path / "two", "--workers", "2", train={"method": method, "epochs": 3, "lr": 0.02})
+    pd.testing.assert_series_equal(curve(two), curve(one), rtol=TOLERANCE)
+    assert list(curve(two).index) == [1, 2, 3] and curve(two).iloc[-1] < curve(two).iloc[0]
+    pd.testing.assert_series_equal(curve(two, "val_accuracy"), curve(one, "val_accuracy"), atol=1.1 / 12)
+
+    row = ResultsStore(two / "results").read("trials").iloc[0]
+    assert (row.status, row.workers, row.epochs) == ("finished", 2, 3) and row.weights_sha256
+    radii = ResultsStore(two / "results").read("radii")
+    assert len(radii[radii.final]) == 3 * PER_SPLIT["test"]  # both ranks' halves
+    assert (two / "report.html").exists() and (two / row.model / "model.json").exists()
+
+
+def test_a_batch_that_two_workers_cannot_share_is_refused_at_once(
+    small: Small, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small.file(out.with_suffix(".json"), **HALVES, train={"batch_size": 9})
+    code = train.main(["--dataset", "manifest", "--config", str(config), "--out", str(out), "--workers", "2"])
+    captured = capsys.readouterr()
+    assert code == 2 and "train.batch_size" in captured.err and len(captured.err.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_training_that_fails_on_workers_says_why_in_one_line(
+    small: Small, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"train": {"lr": 1e6}, "sweep": {"cpus_per_worker": 0.5, "max_failures": 0}}
+    config = small.file(out.with_suffix(".json"), **changes)
+    code = train.main(["--dataset", "manifest", "--config", str(config), "--out", str(out), "--workers", "2"])
+    captured = capsys.readouterr()
+    assert code == 1 and "lower train.lr" in captured.err, captured.err
+    row = ResultsStore(out / "results").read("trials").iloc[0]
+    assert row.status == "failed" and "lower train.lr" in row.error and "\n" not in row.error
+
+
+@pytest.mark.slow
+def test_a_sweep_with_two_workers_a_trial(small: Small, out: Path) -> None:
+    search = {"train.method": {"grid": ["jt", "crmt_jt"]}}
+    changes = {"search": search, "sweep": {"algorithm": "grid", "workers": 2, "cpus_per_worker": 0.5}}
+    config = small.file(out.with_suffix(".json"), **changes)
+    assert sweep.main(["--dataset", "manifest", "--config", str(config), "--out", str(out)]) == 0
+    trials = ResultsStore(out / "results").read("trials")
+    assert sorted(json.loads(p)["train.method"] for p in trials.params) == ["crmt_jt", "jt"]
+    assert (trials.status == "finished").all() and (trials.workers == 2).all() and (trials.epochs == 2).all()
+    assert trials.selected_value.notna().all() and trials.weights_sha256.nunique() == 2
+    epochs = ResultsStore(out / "results").read("epochs")
+    assert epochs.groupby("trial_id").epoch.max().tolist() == [2, 2]

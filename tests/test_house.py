@@ -1,0 +1,41 @@
+"""What the repository promises a newcomer: the README's code runs, pins are exact, the cluster file is valid."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_python_runs(capsys) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2]
+    assert losses[-1] < losses[0]
+
+
+def test_what_the_readme_names_exists() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for script in set(re.findall(r"python ((?:pipelines|benchmarks)/\w+\.py)", README)):
+        assert (ROOT / script).exists(), script
+    for target in set(re.findall(r"`?make ([\w-]+)", README)):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_requirements_are_exact_and_install_the_project() -> None:
+    lines = [x.strip() for x in (ROOT / "requirements.txt").read_text().splitlines() if x.strip() and x[0] != "#"]
+    assert lines.pop() == "-e ."
+    assert all(re.fullmatch(r"[\w.-]+(\[[\w,]+\])?==[\w.]+", line) for line in lines), lines
+
+
+def test_the_cluster_file_is_valid() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())))
