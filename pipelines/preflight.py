@@ -125,23 +125,27 @@ def check_settings(config: RunConfig) -> None:
             raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
 
 
-def needs_of(config: RunConfig) -> Needs:
+def needs_of(config: RunConfig, mode: str) -> Needs:
     """What one trial takes: its workers, and Data tasks where batches stream."""
     sweep = config.sweep
     cpus = sweep.workers * sweep.cpus_per_worker
     parts = [f"{sweep.workers} × {sweep.cpus_per_worker:g} CPU for workers"]
-    if config.data.mode == "stream":
+    if mode == "stream":
         data = 2 * STREAM_TASK_CPUS * sweep.workers
         cpus += data
         parts.append(f"{data:g} for Data tasks")
     return Needs(cpus, sweep.workers * sweep.gpus_per_worker, ", ".join(parts))
 
 
-def plan_sweep(config: RunConfig) -> Plan:
-    """Set what a sweep needs against what the cluster has. Needs a running Ray."""
+def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
+    """Set what a sweep needs against what the cluster has. Needs a running Ray.
+
+    Args:
+        mode: how batches reach the trials, once that is known; default: as `data.mode` says.
+    """
     total = ray.cluster_resources()
     cpus, gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
-    needs = needs_of(config)
+    needs = needs_of(config, mode or config.data.mode)
     fitting = math.floor(cpus / needs.cpus + 1e-9)
     if needs.gpus:
         fitting = min(fitting, math.floor(gpus / needs.gpus + 1e-9))

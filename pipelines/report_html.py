@@ -151,9 +151,7 @@ def _comparison_table(data: RunData) -> str:
 
     mods = [(m, escape(m)) for m in data.modalities]
     groups.append(("Without attack", [row("Clean accuracy", of("clean_accuracy"))]))
-    groups.append(
-        ("One modality's scores alone", [row(f"{_capital(h)} alone", of("unimodal_accuracy", m)) for m, h in mods])
-    )
+    groups.append(("One modality alone", [row(f"{_capital(h)} alone", of("unimodal_accuracy", m)) for m, h in mods]))
     groups.append(
         ("A modality missing (replaced by its mean)", [row(f"Without {h}", of("missing_accuracy", m)) for m, h in mods])
     )

@@ -302,8 +302,9 @@ def words(data: RunData) -> str:
         ),
         (
             "One modality alone, missing",
-            "Alone: the arg max of that modality's scores. Missing: its input replaced by its mean. A model that "
-            "ignores a modality looks robust to attacks on it: read these beside the attacks on one modality.",
+            "Alone: the other modalities' scores held at their mean over training clips. Missing: the modality's input "
+            "replaced by its mean. A model that ignores a modality looks robust to attacks on it: read these beside "
+            "the attacks on one modality.",
         ),
         (
             "Choice",

@@ -125,6 +125,8 @@ def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_r
     if dashboard:
         console.print(f"Ray dashboard: {dashboard}")
     prepared = prepare(config, lambda text: console.print(text, highlight=False))
+    plan = plan_sweep(config, prepared.source.mode)  # streaming takes CPUs that no trial may hold
+    plan.check()
     modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))
     run = resume or create_run(folder, config.data.dataset, "sweep")
     if resume is None:

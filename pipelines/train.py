@@ -52,6 +52,8 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
     start_ray(address, dashboard=False)
     plan_sweep(config).check()
     prepared = prepare(config, lambda text: console.print(text, highlight=False))
+    if config.sweep.workers > 1:
+        plan_sweep(config, prepared.source.mode).check()
     modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))
     run = resume or create_run(folder, config.data.dataset, "train")
     if resume is None:
