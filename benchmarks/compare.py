@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from crmt.errors import BadInputError
 from pipelines.command import run_command
 from pipelines.config import CONFIG_DIR, RunConfig, load_config, with_values
 from pipelines.results import ResultsStore, open_store
@@ -39,12 +40,19 @@ class Comparison:
     values: dict[str, Any]
 
 
-FULL = {"sweep.algorithm": "grid", "sweep.scheduler": "none", "sweep.start_with": [], "attack.samples": None}
+FULL = {
+    "sweep.algorithm": "grid",
+    "sweep.scheduler": "none",
+    "sweep.start_with": [],
+    "attack.names": ["pgd"],
+    "attack.steps": 20,
+    "attack.samples": None,
+}
 COMPARISONS = {
     "crmt_vs_jt": Comparison(
         "Does CRMT-JT beat JT on avdigits, clean and under PGD?",
         {"train.method": ["jt", "crmt_jt"], SEED: [0, 1, 2]},
-        FULL | {"attack.names": ["pgd"], "attack.steps": 20, "attack.epsilons": [0.25, 0.5, 1.0, 1.5, 2.0]},
+        FULL | {"attack.epsilons": [0.25, 0.5, 1.0, 1.5, 2.0]},
     ),
     "calibration": Comparison(
         "How hard is avdigits for JT on one modality and on both?",
@@ -52,13 +60,7 @@ COMPARISONS = {
             "model.encoders": [{"video": ENCODER}, {"audio": ENCODER}, {"video": ENCODER, "audio": ENCODER}],
             SEED: [0, 1, 2],
         },
-        FULL
-        | {
-            "train.method": "jt",
-            "attack.names": ["pgd"],
-            "attack.epsilons": [0.25, 0.5, 1.0, 2.0, 4.0],
-            "certify.audit_samples": 0,
-        },
+        FULL | {"train.method": "jt", "attack.epsilons": [0.25, 0.5, 1.0, 2.0, 4.0], "certify.audit_samples": 0},
     ),
 }
 
@@ -129,12 +131,22 @@ def markdown(store: ResultsStore) -> str:
     return "\n".join(lines)
 
 
+def trial_minutes(folder: Path) -> float:
+    """Summed over the trials."""
+    return float(open_store(folder).read("trials").seconds.sum()) / 60
+
+
 def run(name: str, out: Path | None, resume: Path | None) -> int:
     """Run a comparison, or go on with one, and write its table."""
-    started = time.monotonic()
     comparison = COMPARISONS[name]
+    if (
+        resume
+        and read_card(resume)[0]["config"]["search"] != configuration(comparison).model_dump(mode="json")["search"]
+    ):
+        raise BadInputError(f"{resume} is not a run of {name}")
+    config = read_card(resume)[1] if resume else configuration(comparison)
     folder = (resume or out or Path("runs") / f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
-    code = run_sweep(configuration(comparison), None if resume else folder, folder if resume else None, False, None)
+    code = run_sweep(config, None if resume else folder, folder if resume else None, False, None)
     if code:
         return code
     card, _ = read_card(folder)
@@ -144,13 +156,14 @@ def run(name: str, out: Path | None, resume: Path | None) -> int:
             f"# {comparison.question}",
             "",
             f"`python benchmarks/compare.py {name}`: mean ± deviation over {seeds} seeds; accuracies",
-            "in % of the 597 test clips; ℓ2 budgets (video: pixels in [0, 1]; audio: standardised log-mel).",
+            "in % of the 597 test clips; PGD-20 (margin loss), ℓ2 budgets (video: pixels",
+            "in [0, 1]; audio: standardised log-mel).",
             "",
             markdown(open_store(folder)),
             "",
             f"{card['started'][:10]}, commit {str(card['commit'])[:12]}{' with changes' if card['dirty'] else ''}, "
             f"{card['hardware']['cpus']} cores, {card['hardware']['gpus']} GPUs, torch {card['versions']['torch']}, "
-            f"{(time.monotonic() - started) / 60:.0f} minutes; clip list {card['clips_sha256'][:12]}.",
+            f"{trial_minutes(folder):.0f} minutes of trials, two at a time; clip list {card['clips_sha256'][:12]}.",
             "",
         ]
     )

@@ -54,13 +54,18 @@ class Predictions:
         with torch.no_grad():
             return head.logits(self.scores.to(head.bias.device)).cpu()
 
+    def mean_contributions(self, head: Head) -> Tensor:
+        """Mean of a · s over the N inputs, `(M, K)`: what each modality adds to the logits on average."""
+        with torch.no_grad():
+            return (head.integration.cpu() * self.scores).mean(0)
+
     def unimodal(self, head: Head, reference: Tensor) -> Tensor:
         """Class predicted from one modality, `(N, M)`, with the other modalities' contributions at `reference`.
 
         Scores alone would not do: training fixes only the sum over modalities of their constant offsets.
 
         Args:
-            reference: mean of a · s over training inputs, `(M, K)`.
+            reference: `mean_contributions` of training inputs, `(M, K)`.
         """
         with torch.no_grad():
             own = head.integration.cpu() * self.scores

@@ -31,6 +31,8 @@ VIDEO_SPACE = "pixels in [0, 1]"
 AUDIO_SPACE = "standardised log-mel"
 EVALUATION_BATCH = 128
 STREAM_TASK_CPUS = 0.25
+STREAM_WORKER_CPUS = 2 * STREAM_TASK_CPUS
+"""What the Data tasks of one streaming worker take: one reads while one decodes."""
 _SHUFFLE_BUFFER_BATCHES = 8
 _READ_COLUMNS = ("id", "label")
 CPU = torch.device("cpu")
@@ -190,7 +192,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices of one training batch, drawn for the GLOBAL batch so that they do not depend on workers."""
+    """The random choices of one batch. In memory they are drawn for the GLOBAL batch, whatever the workers."""
 
     candidate: Tensor
     """`(B, T)`: which kept frame of each segment."""
@@ -358,8 +360,6 @@ class StreamClips:
     ) -> Iterator[dict[str, np.ndarray]]:
         if len(parts) == 0:
             return
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True  # the same order for the same seed
         dataset = ray.data.read_parquet(
             [self.index.paths[p] for p in parts],
             columns=[*_READ_COLUMNS, "split", *self.index.shapes],
@@ -369,6 +369,10 @@ class StreamClips:
             batch_format="pyarrow",
             num_cpus=STREAM_TASK_CPUS,
         )
+        options = dataset.context.execution_options
+        options.preserve_order = True  # the same order for the same seed
+        # what preflight set aside for one worker; without a limit Data takes the CPUs of other trials for free ones
+        options.resource_limits = ray.data.ExecutionResources(cpu=STREAM_WORKER_CPUS)
         batches = dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2, **shuffle)
         yield from cast(Iterator[dict[str, np.ndarray]], iter(batches))
 

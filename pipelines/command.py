@@ -56,7 +56,8 @@ def config_from_card(card: dict[str, Any], overrides: list[str], root: Path | No
         BadInputError: a card without one, or an override that is not valid.
     """
     config = parse(card.get("config"), "the model's card")
-    values = parse_overrides(overrides)
+    here: dict[str, Any] = {"sweep.gpus_per_worker": None}  # what this machine has, not the one that trained
+    values = here | parse_overrides(overrides)
     if root is not None:
         values["data.root"] = str(root.resolve())
     return with_values(config, values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -79,7 +78,7 @@ class AudioConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training-time augmentation, seeded by (seed, epoch, clip)."""
+    """Training-time augmentation, seeded by (seed, epoch, step); in streams by the worker's rank, too."""
 
     pad: Annotated[int, Field(ge=0)] = 0
     """Pixels of edge padding before the random crop."""
@@ -188,9 +187,10 @@ class CertifyConfig(Section):
 
     certificates: list[Literal["estimate"]] = ["estimate"]
     audit_steps: Count = 20
+    audit_restarts: Count = 2
+    """PGD runs a clip: one from the clip itself, the others from random points inside its radius."""
     audit_samples: Annotated[int, Field(ge=0)] = 128
     """Test clips audited; 0 leaves the audit out, and the result says so."""
-    samples: Count | None = None
 
 
 class SweepConfig(Section):
@@ -206,7 +206,8 @@ class SweepConfig(Section):
     workers: Count = 1
     """Workers of one trial; more than one go through TorchTrainer."""
     cpus_per_worker: Positive = 1.0
-    gpus_per_worker: NonNegative = 0.0
+    gpus_per_worker: NonNegative | None = None
+    """Left out: 1 where the cluster has GPUs, else 0."""
     max_concurrent: Count | None = None
     """Trials side by side; default: as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=0)] = 1
@@ -414,8 +415,3 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
                 value = float(value)
         values[path.strip()] = value
     return values
-
-
-def dump(config: RunConfig) -> str:
-    """The whole configuration as JSON text, sorted: what provenance records."""
-    return json.dumps(config.model_dump(mode="json"), sort_keys=True)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from crmt.errors import CRMTError
 from pipelines.config import AudioConfig, VideoConfig
+from pipelines.mp4 import boxes, is_mp4, track_seconds
 
 REASONS = {
     "missing": "there is no such file",
@@ -27,7 +28,7 @@ REASONS = {
     "not_media": "no known media container, whatever its name says",
     "no_video": "no video stream, and video is wanted",
     "no_audio": "no audio stream, and audio is wanted",
-    "truncated": "the file ends before its declared end, so part of the clip is missing",
+    "truncated": "the file, its video or its sound ends before its own declared end, so part of the clip is missing",
     "too_large": "more pixels a frame than data.video.max_pixels",
     "timeout": "took longer than data.decode_timeout",
     "failed": "the decoder gave up; the detail is its own message",
@@ -39,9 +40,15 @@ _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,rm,wav,mp3,flac,a
 _BOXES_WITH_MEDIA = (b"moov", b"moof", b"mdat")
 _SHORTFALL_SECONDS, _SHORTFALL_SHARE = 0.25, 0.05
 
-_DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
-_VIDEO_STREAM = re.compile(r"^  Stream #0:\S+ Video: .*?, (\d+)x(\d+)[ ,]?", re.MULTILINE)
-_AUDIO_STREAM = re.compile(r"^  Stream #0:\S+ Audio: ", re.MULTILINE)
+_CLOCK = r"(\d+):(\d\d):(\d\d(?:\.\d+)?)"
+_DURATION = re.compile(rf"^  Duration: {_CLOCK}(?:, start: (-?[\d.]+))?", re.MULTILINE)
+_GUESSED = "Estimating duration from bitrate"
+_STREAM = re.compile(r"^  (?=Stream #0:)", re.MULTILINE)
+_VIDEO_STREAM = re.compile(r"Stream #0:\S+ Video: (?!.*\(attached pic\)).*?, (\d+)x(\d+)[ ,]?")
+_AUDIO_STREAM = re.compile(r"Stream #0:\S+ Audio: ")
+_STREAM_START = re.compile(r"^Stream .*, start (-?[\d.]+)")
+_STREAM_END = re.compile(rf"^ +DURATION\S* *: {_CLOCK}", re.MULTILINE)  # a tag of Matroska's writers
+_PROGRESS = re.compile(rf"time={_CLOCK}")
 
 
 class DecodeError(CRMTError):
@@ -70,13 +77,22 @@ class DecodedClip:
     audio: NDArray[np.float16] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Container:
-    """What ffmpeg says about a file before anything is decoded, and the samples of its sound."""
+    """What ffmpeg says about a file before anything is decoded, and the samples of its sound.
+
+    `seconds` is the declared duration of the longest stream, `video_end` and `sound_end` are each stream's own declared
+    end; None where the container does not say. `video_start`: when the picture sets in. `read_end`: where the sound
+    that could be read ends. All count from the clip's start.
+    """
 
     seconds: float | None
     pixels: tuple[int, int] | None
     has_audio: bool
+    video_start: float
+    video_end: float | None
+    sound_end: float | None
+    read_end: float
     waveform: NDArray[np.float32]
     message: str
 
@@ -112,11 +128,11 @@ def decode_clip(
         raise DecodeError("failed", f"no sound could be decoded: {container.message}")
     if not np.isfinite(container.waveform).all():
         raise DecodeError("failed", "the decoded sound has values that are not finite")
-    frames, video_seconds = None, 0.0
+    frames, video_end = None, None
     if container.pixels is not None:
         _check_pixels(container.pixels, video)
-        frames, video_seconds = _read_frames(path, video, deadline, decode="video" in modalities)
-    _check_length(container, max(video_seconds, len(container.waveform) / audio.sample_rate))
+        frames, video_end = _read_frames(path, video, deadline, container.video_start, decode="video" in modalities)
+    _check_lengths(path, container, video_end, audio.seconds if wants_audio else None, deadline)
     return DecodedClip(frames, log_mel(container.waveform, audio) if wants_audio else None)
 
 
@@ -174,26 +190,13 @@ def _check_boxes(path: Path) -> None:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        if file.read(8)[4:] != b"ftyp":
+        if not is_mp4(file):
             return
-        start, indexed = 0, False
-        while start + 8 <= size:
-            file.seek(start)
-            header = file.read(16)
-            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if length == 1:  # a 64-bit length follows
-                length = int.from_bytes(header[8:16], "big")
-            if length == 0:  # up to the end of the file
-                length = size - start
+        indexed = False
+        for kind, _, end in boxes(file, 0, size):
             indexed = indexed or kind == b"moov"
-            if length < 8:
-                break
-            if start + length > size:
-                if kind in _BOXES_WITH_MEDIA:  # anything else is trailing rubbish, which players ignore
-                    missing = start + length - size
-                    raise DecodeError("truncated", f"the file ends {missing} bytes before its {kind.decode()} box")
-                break
-            start += length
+            if end > size and kind in _BOXES_WITH_MEDIA:  # anything else is trailing rubbish, which players ignore
+                raise DecodeError("truncated", f"the file ends {end - size} bytes before its {kind.decode()} box")
     if not indexed:
         raise DecodeError("truncated", "the file ends before its index (moov box)")
 
@@ -204,13 +207,39 @@ def _check_pixels(pixels: tuple[int, int], video: VideoConfig) -> None:
         raise DecodeError("too_large", f"{width} × {height} pixels, limit {video.max_pixels}")
 
 
-def _check_length(container: _Container, seconds: float) -> None:
-    """Refuse a clip of which clearly less could be read than its container declares."""
-    declared = container.seconds
-    if declared is None:
-        return
-    if declared - seconds > max(_SHORTFALL_SECONDS, _SHORTFALL_SHARE * declared):
-        raise DecodeError("truncated", f"{seconds:.2f} s could be read of {declared:.2f} s declared")
+def _check_lengths(
+    path: Path, container: _Container, video_end: float | None, sound_limit: float | None, deadline: float
+) -> None:
+    """Refuse a clip of which a stream clearly ends before that stream's own declared end.
+
+    `video_end`: where the readable frames end (None: no video). `sound_limit`: to where sound was read (None: not).
+    """
+    declared_video, declared_sound = container.video_end, container.sound_end
+    if declared_video is None and declared_sound is None:
+        if video_end is not None and container.has_audio:
+            _check_either(path, container, video_end, deadline)
+            return
+        declared_video = declared_sound = container.seconds  # of the only stream
+    if video_end is not None and declared_video is not None:
+        _check_length("video", video_end, declared_video)
+    if sound_limit is not None and declared_sound is not None:
+        _check_length("sound", container.read_end, min(declared_sound, sound_limit))
+
+
+def _check_either(path: Path, container: _Container, video_end: float, deadline: float) -> None:
+    """Where only the longest stream's duration is declared (AVI, FLV ...), one of video and sound must reach it."""
+    if container.seconds is not None and _is_short(video_end, container.seconds):
+        longest = max(video_end, _sound_end(path, deadline))
+        _check_length("the longer of video and sound", longest, container.seconds)
+
+
+def _check_length(what: str, seconds: float, declared: float) -> None:
+    if _is_short(seconds, declared):
+        raise DecodeError("truncated", f"{what}: {seconds:.2f} s could be read of {declared:.2f} s declared")
+
+
+def _is_short(seconds: float, declared: float) -> bool:
+    return declared - seconds > max(_SHORTFALL_SECONDS, _SHORTFALL_SHARE * declared)
 
 
 def _open(path: Path, sample_rate: int, seconds: float, deadline: float) -> _Container:
@@ -221,6 +250,41 @@ def _open(path: Path, sample_rate: int, seconds: float, deadline: float) -> _Con
     source = ffmpeg.input(f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=_FORMATS)
     sound = source.output("pipe:1", map="0:a:0?", format="f32le", ac=1, ar=sample_rate, t=seconds, threads=1)
     command = sound.global_args("-nostdin", "-hide_banner").compile(cmd=_ffmpeg())
+    samples, log = _run(command, deadline)
+    text = log.decode(errors="replace")
+    header = text.partition("\nStream mapping:")[0].partition("\nOutput #0")[0]
+    message = " ".join(text.strip().rpartition("\n")[2].split())[:200]
+    if "\nInput #0, " not in f"\n{header}":
+        raise DecodeError("not_media", message or "no known container")
+    duration = None if _GUESSED in header else _DURATION.search(header)
+    longest = _seconds(duration) if duration else None
+    streams = _STREAM.split(header)[1:]
+    picture = next((s for s in streams if _VIDEO_STREAM.match(s)), None)
+    heard = next((s for s in streams if _AUDIO_STREAM.match(s)), None)
+    pixels = _VIDEO_STREAM.match(picture) if picture else None
+    waveform = np.frombuffer(samples[: len(samples) // 4 * 4], np.float32)
+    origin = float((duration and duration[4]) or 0)
+    video_start, sound_start = (max(_start(s) - origin, 0.0) if s else 0.0 for s in (picture, heard))
+    tracks = track_seconds(path)
+    video_end, sound_end = _tagged_end(picture, longest, origin), _tagged_end(heard, longest, origin)
+    read_end = sound_start + len(waveform) / sample_rate
+    if sound_end is not None:  # Matroska: where a late sound sets in is not always in the header
+        read_end = max(read_end, _progress(log))
+    return _Container(
+        seconds=longest,
+        pixels=(int(pixels[1]), int(pixels[2])) if pixels else None,
+        has_audio=heard is not None,
+        video_start=video_start,
+        video_end=video_start + tracks[b"vide"] if b"vide" in tracks else video_end,
+        sound_end=sound_start + tracks[b"soun"] if b"soun" in tracks else sound_end,
+        read_end=read_end,
+        waveform=waveform,
+        message=message,
+    )
+
+
+def _run(command: list[str], deadline: float) -> tuple[bytes, bytes]:
+    """What ffmpeg writes to stdout and stderr; it is stopped at the deadline."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             samples, log = process.communicate(timeout=max(deadline - time.monotonic(), 0.001))
@@ -231,24 +295,38 @@ def _open(path: Path, sample_rate: int, seconds: float, deadline: float) -> _Con
         except BaseException:
             process.kill()  # Ctrl-C must not leave a decoder behind
             raise
-    text = log.decode(errors="replace")
-    header = text.partition("\nStream mapping:")[0].partition("\nOutput #0")[0]
-    message = " ".join(text.strip().rpartition("\n")[2].split())[:200]
-    if "\nInput #0, " not in f"\n{header}":
-        raise DecodeError("not_media", message or "no known container")
-    duration = _DURATION.search(header)
-    pixels = _VIDEO_STREAM.search(header)
-    return _Container(
-        seconds=_seconds(duration) if duration else None,
-        pixels=(int(pixels[1]), int(pixels[2])) if pixels else None,
-        has_audio=_AUDIO_STREAM.search(header) is not None,
-        waveform=np.frombuffer(samples[: len(samples) // 4 * 4], np.float32),
-        message=message,
-    )
+    return samples, log
 
 
 def _seconds(match: re.Match[str]) -> float:
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+
+
+def _tagged_end(stream: str | None, longest: float | None, origin: float) -> float | None:
+    """End of a stream by its own tag, which does not count from the clip's start (`origin`) but from 0."""
+    end = _STREAM_END.search(stream) if stream else None
+    return min(_seconds(end), longest) - origin if end and longest is not None else None
+
+
+def _start(stream: str) -> float:
+    start = _STREAM_START.match(stream)
+    return float(start[1]) if start else 0.0
+
+
+def _sound_end(path: Path, deadline: float) -> float:
+    """Seconds at which the last packet of the sound ends, without decoding it."""
+    import ffmpeg
+
+    source = ffmpeg.input(f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=_FORMATS)
+    packets = source.output("pipe:1", map="0:a:0", c="copy", f="null")
+    _, log = _run(packets.global_args("-nostdin", "-hide_banner").compile(cmd=_ffmpeg()), deadline)
+    return _progress(log)
+
+
+def _progress(log: bytes) -> float:
+    """Seconds to which ffmpeg says that it came."""
+    times = list(_PROGRESS.finditer(log.decode(errors="replace")))
+    return _seconds(times[-1]) if times else 0.0
 
 
 @functools.cache
@@ -259,9 +337,9 @@ def _ffmpeg() -> str:
 
 
 def _read_frames(
-    path: Path, video: VideoConfig, deadline: float, decode: bool
+    path: Path, video: VideoConfig, deadline: float, start: float, decode: bool
 ) -> tuple[NDArray[np.uint8] | None, float]:
-    """Frames resized and cut to (F, size, size, 3), and the seconds at which the last readable frame ends."""
+    """Frames resized and cut to (F, size, size, 3), and the second at which the last one ends."""
     import decord
     from decord.base import DECORDError  # is not a RuntimeError
 
@@ -269,9 +347,9 @@ def _read_frames(
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         length = len(reader)
-        seconds = float(reader.get_frame_timestamp(length - 1)[1])
+        end = _end(reader.get_frame_timestamp(0), reader.get_frame_timestamp(length - 1), length, start)
         if not decode:
-            return None, seconds
+            return None, end
         squares: dict[int, NDArray[np.uint8]] = {}
         indices = frame_indices(length, video.frames, video.candidates).tolist()
         for index in indices:
@@ -279,10 +357,20 @@ def _read_frames(
                 raise DecodeError("timeout", f"{len(squares)} of {len(indices)} frames were decoded in time")
             if index not in squares:
                 squares[index] = _square(_unpadded(reader[index].asnumpy()), video.size)
-        return np.stack([squares[index] for index in indices]), seconds
+        return np.stack([squares[index] for index in indices]), end
     except (DECORDError, RuntimeError, AssertionError, IndexError, StopIteration, ValueError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise DecodeError("failed", " ".join(lines[0].split())[:200] if lines else repr(error)) from None
+
+
+def _end(first: NDArray[np.floating], last: NDArray[np.floating], count: int, start: float) -> float:
+    """Seconds at which the last frame ends, in a clip whose picture sets in at `start`.
+
+    decord counts from the picture's start where it knows that, else from the clip's. FLV gives the last frame no
+    duration: it lasts as long as the mean one.
+    """
+    span = max(float(last[1] - first[0]), float(last[0] - first[0]) * count / max(count - 1, 1))
+    return max(float(first[0]), start) + span
 
 
 def _unpadded(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

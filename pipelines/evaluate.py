@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-import torch
 from rich.console import Console
 
 from crmt.checkpoint import load_model
@@ -29,11 +28,11 @@ from pipelines.ingest import ClipCache
 from pipelines.launch import device_of
 from pipelines.live import LiveTable
 from pipelines.measure import Measurement
-from pipelines.preflight import check_settings
+from pipelines.preflight import check_settings, settled
 from pipelines.prepare import prepare
 from pipelines.report import build_report, print_summary
 from pipelines.results import ResultsStore
-from pipelines.run_folder import check_free, create_run, given_of, now, provenance, store_quarantine, write_card
+from pipelines.run_folder import check_free, now, open_run
 from pipelines.sessions import LocalSession
 from pipelines.trial import trial_row, updated_row
 
@@ -53,7 +52,7 @@ def _check_same_task(spec: ModelSpec, cache: ClipCache, config: RunConfig) -> No
             raise BadInputError(f"the model takes {model.name} of shape {model.shape}, the clips give {clips.shape}")
 
 
-def run_evaluation(folder: Path, overrides: list[str], root: Path | None, split: str, out: Path | None) -> Path:
+def run_evaluation(folder: Path, overrides: list[str], root: Path | None, out: Path | None) -> Path:
     """Measure a saved model; returns the folder with results and report.
 
     τ̂ is estimated anew on training clips, standardised as the model's own training clips were.
@@ -68,16 +67,15 @@ def run_evaluation(folder: Path, overrides: list[str], root: Path | None, split:
     check_free(out)
     datasets.check(config.data)
     start_ray(dashboard=False)
+    config = settled(config)
     prepared = prepare(config, lambda text: console.print(text, highlight=False))
     _check_same_task(spec, prepared.cache, config)
-    run = create_run(out, config.data.dataset, "evaluation")
-    write_card(run, provenance(config, prepared.cache, spec.modalities, run.name, prepared.why))
-    store_quarantine(run, prepared.cache)
-    given = given_of(run, prepared.cache, spec.modalities)
+    given = open_run(config, prepared, spec.modalities, "evaluation", folder=out)
+    run = given.run
     store = ResultsStore(run / "results")
     row = trial_row(TRIAL, config, {}, given.provenance, now()) | {"epochs": config.train.epochs}
     store.write("trials", TRIAL, [row])
-    place = Placement(device=device_of(float(torch.cuda.is_available())))
+    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
     session = LocalSession(TRIAL, run, place)
     transform = replace(prepared.source.transform, **card["front_end"])
     clips = replace(prepared.source, transform=transform).open(place)
@@ -86,9 +84,8 @@ def run_evaluation(folder: Path, overrides: list[str], root: Path | None, split:
         session.progress("τ", 0.0)
         constants = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))
         training = predict(model, clips.ordered("train"), missing=False)
-        with torch.no_grad():
-            reference = (model.head.integration.cpu() * training.scores).mean(0)
-        measure = Measurement(config, clips, session.gather, session.progress, split)
+        reference = training.mean_contributions(model.head)
+        measure = Measurement(config, clips, session.gather, session.progress)
         stage = "step2" if method_class(config.train.method).step2 else "step1"
         measured = measure(model, constants, reference, stage, True)
     for table in ("metrics", "curves", "radii"):
@@ -101,8 +98,8 @@ def run_evaluation(folder: Path, overrides: list[str], root: Path | None, split:
         "model": str(folder.resolve()),
     }
     store.write("trials", TRIAL, [updated_row(row, done, perf_counter() - started)])
+    build_report(run)
     print_summary(run, console)
-    console.print(f"report: {build_report(run)}", soft_wrap=True, highlight=False)
     return run
 
 
@@ -113,13 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", type=Path, help="the folder of a saved model: runs/NAME/models/TRIAL")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the clips lie now, if they were moved")
-    parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/<dataset>-evaluation-<time>")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. attack.restarts=5")
     options = parser.parse_args(argv)
 
     def body() -> int:
-        run_evaluation(options.model, options.set, options.data_root, options.split, options.out)
+        run_evaluation(options.model, options.set, options.data_root, options.out)
         return 0
 
     return run_command(body)

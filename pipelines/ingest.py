@@ -38,7 +38,7 @@ from pipelines.tasks import Piece, only_one, run_pieces
 
 __all__ = ["FORMAT", "ClipCache", "ModalityMeta", "cache_root", "ingest", "load_cache"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
 
 _SHARD_CLIPS, _MOST_SHARDS = 64, 512
@@ -119,11 +119,13 @@ def ingest(
 def cache_key(index: ClipIndex, data: DataConfig, modalities: tuple[str, ...]) -> str:
     """SHA-256 over the format, the list, each clip's content (size and time, or fingerprint) and the decode settings.
 
+    data.decode_timeout is among them: it decides which clips are quarantined, and a longer one tries them again.
     Left out because no stored byte depends on it: video.crop, which is applied to batches.
     """
     settings = {"video": data.video.model_dump(exclude={"crop"}), "audio": data.audio.model_dump()}
     digest = hashlib.sha256()
-    digest.update(json.dumps([FORMAT, index.sha256, {m: settings[m] for m in modalities}], sort_keys=True).encode())
+    decoding = {"timeout": data.decode_timeout, **{m: settings[m] for m in modalities}}
+    digest.update(json.dumps([FORMAT, index.sha256, decoding], sort_keys=True).encode())
     for content in _contents(index):
         digest.update(f"{content}\n".encode())
     return digest.hexdigest()

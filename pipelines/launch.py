@@ -31,13 +31,13 @@ def tune_trial(
     if config.sweep.workers > 1:
         fit_with_workers(config, given, source, trial_id, [TuneReportCallback()])
         return
-    place = Placement(device=device_of(config.sweep.gpus_per_worker))
+    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
     run_trial(config, given, source.open(place), TuneSession(trial_id, given.run, place))
 
 
 def local_trial(config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str) -> dict[str, Any]:
     """One trial in this process; returns its last report."""
-    place = Placement(device=device_of(float(torch.cuda.is_available())))
+    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
     return run_trial(config, given, source.open(place), LocalSession(trial_id, given.run, place))
 
 
@@ -69,7 +69,7 @@ def fit_with_workers(
             "trial_id": trial_id,
         },
         scaling_config=train.ScalingConfig(
-            num_workers=sweep.workers, use_gpu=sweep.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=sweep.workers, use_gpu=bool(sweep.gpus_per_worker), resources_per_worker=resources
         ),
         run_config=train.RunConfig(
             name=trial_id,
@@ -93,7 +93,8 @@ def _worker(settings: dict[str, Any]) -> None:
 
     context = train.get_context()
     config = parse(settings["config"], "the run's configuration")
-    place = Placement(context.get_world_rank(), context.get_world_size(), get_device())
+    device = get_device() if config.sweep.gpus_per_worker else torch.device("cpu")
+    place = Placement(context.get_world_rank(), context.get_world_size(), device)
     session = WorkerSession(settings["trial_id"], settings["given"].run, place)
     run_trial(config, settings["given"], settings["source"].open(place), session)
 

@@ -108,7 +108,7 @@ class Measurement:
         return self.clips.ordered(self.split, limit, self.config.data.seed)
 
     def _predictions(self, model: MultiModalModel) -> Predictions:
-        return Predictions.concatenated(self.gather(predict(model, self._batches(self.config.certify.samples))))
+        return Predictions.concatenated(self.gather(predict(model, self._batches(None))))
 
     def _accuracies(self, model: MultiModalModel, predictions: Predictions, reference: Tensor) -> Rows:
         labels, n = predictions.labels, len(predictions.labels)
@@ -157,6 +157,7 @@ class Measurement:
             self._batches(certify.audit_samples),
             radii,
             steps=certify.audit_steps,
+            restarts=certify.audit_restarts,
             seed=self.config.train.seed,
             progress=_Fraction(self, f"{stage}: audit", certify.audit_samples, 1),
         )

@@ -15,7 +15,7 @@ from rich.table import Table
 from crmt.encoders import ENCODERS
 from crmt.errors import BadInputError
 from crmt.methods import method_class
-from pipelines.batches import STREAM_TASK_CPUS
+from pipelines.batches import STREAM_WORKER_CPUS
 from pipelines.config import RunConfig, value_at
 from pipelines.ingest import cache_root
 from pipelines.measure import attack_plan
@@ -26,7 +26,7 @@ _MINIMUM_FREE = 2**30
 
 @dataclass(frozen=True)
 class Needs:
-    """What one trial takes from the cluster while it runs."""
+    """What one worker takes from a node of the cluster while it runs."""
 
     cpus: float
     gpus: float
@@ -42,8 +42,8 @@ class Plan:
     concurrent: int
     """Trials side by side; 0 where not even one fits."""
     needs: Needs
-    cpus: float
-    gpus: float
+    has: str
+    """CPUs and GPUs of each node."""
     free_bytes: int
     where: Path
 
@@ -55,8 +55,7 @@ class Plan:
         """
         if self.concurrent < 1:
             raise BadInputError(
-                f"one trial needs {self.needs.cpus:g} CPUs and {self.needs.gpus:g} GPUs ({self.needs.text}); "
-                f"the cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs: lower sweep.workers, "
+                f"one trial needs {self.needs.text}; the cluster's nodes have {self.has}: lower sweep.workers, "
                 "sweep.cpus_per_worker or sweep.gpus_per_worker, or add nodes"
             )
         if self.free_bytes < _MINIMUM_FREE:
@@ -81,8 +80,8 @@ class Plan:
             "attacks": f"{', '.join(attack.names)} in {', '.join(attack.balls)} balls, {attack.norm}, "
             f"ε {', '.join(f'{e:g}' for e in attack.epsilons)}, on {attack.samples or 'all'} test clips",
             "certificates": "; ".join(f"{c}: {MEANING[c]}" for c in config.certify.certificates),
-            "a trial takes": f"{self.needs.cpus:g} CPUs, {self.needs.gpus:g} GPUs ({self.needs.text})",
-            "the cluster has": f"{self.cpus:g} CPUs, {self.gpus:g} GPUs; {self.concurrent} trials side by side",
+            "a trial takes": self.needs.text,
+            "the nodes have": f"{self.has}; {self.concurrent} trials side by side",
             "disk": f"{self.free_bytes / 2**30:.0f} GiB free for the cache in {cache_root(config.data)}",
         }.items():
             table.add_row(name, text)
@@ -125,30 +124,33 @@ def check_settings(config: RunConfig) -> None:
             raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
 
 
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration with `sweep.gpus_per_worker` as a number. Needs a running Ray."""
+    if config.sweep.gpus_per_worker is not None:
+        return config
+    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return config.model_copy(update={"sweep": config.sweep.model_copy(update={"gpus_per_worker": gpus})})
+
+
 def needs_of(config: RunConfig, mode: str) -> Needs:
-    """What one trial takes: its workers, and Data tasks where batches stream."""
+    """What one worker of a trial takes: itself, and Data tasks where batches stream."""
     sweep = config.sweep
-    cpus = sweep.workers * sweep.cpus_per_worker
-    parts = [f"{sweep.workers} × {sweep.cpus_per_worker:g} CPU for workers"]
+    cpus, gpus, text = sweep.cpus_per_worker, sweep.gpus_per_worker or 0.0, ""
     if mode == "stream":
-        data = 2 * STREAM_TASK_CPUS * sweep.workers
-        cpus += data
-        parts.append(f"{data:g} for Data tasks")
-    return Needs(cpus, sweep.workers * sweep.gpus_per_worker, ", ".join(parts))
+        cpus += STREAM_WORKER_CPUS
+        text = f", {STREAM_WORKER_CPUS:g} of the CPUs for Data tasks"
+    return Needs(cpus, gpus, f"{sweep.workers} workers of {cpus:g} CPUs and {gpus:g} GPUs{text}")
 
 
 def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
-    """Set what a sweep needs against what the cluster has. Needs a running Ray.
+    """Set what a sweep needs against what the cluster has, node by node. Needs a running Ray.
 
     Args:
         mode: how batches reach the trials, once that is known; default: as `data.mode` says.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
     needs = needs_of(config, mode or config.data.mode)
-    fitting = math.floor(cpus / needs.cpus + 1e-9)
-    if needs.gpus:
-        fitting = min(fitting, math.floor(gpus / needs.gpus + 1e-9))
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    fitting = sum(_workers_on(node, needs) for node in nodes) // config.sweep.workers
     trials = config.sweep.trials
     if config.sweep.algorithm == "grid":
         trials = math.prod(len(next(iter(s.values()))) for s in config.search.values())
@@ -156,7 +158,14 @@ def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
         trials = 1
     asked = config.sweep.max_concurrent or fitting
     root = _existing(cache_root(config.data))
-    return Plan(config, trials, min(fitting, asked, trials), needs, cpus, gpus, shutil.disk_usage(root).free, root)
+    has = ", ".join(f"{int(n.get('CPU', 0))} CPUs and {int(n.get('GPU', 0))} GPUs" for n in nodes)
+    return Plan(config, trials, min(fitting, asked, trials), needs, has, shutil.disk_usage(root).free, root)
+
+
+def _workers_on(node: dict[str, float], needs: Needs) -> int:
+    """How many workers a node has room for."""
+    room = math.floor(node.get("CPU", 0) / needs.cpus + 1e-9)
+    return min(room, math.floor(node.get("GPU", 0) / needs.gpus + 1e-9)) if needs.gpus else room
 
 
 def _existing(path: Path) -> Path:

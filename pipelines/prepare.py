@@ -63,7 +63,8 @@ def prepare(config: RunConfig, say: Callable[[str], None] = print) -> Prepared:
     names = tuple(config.model.encoders)
     cache = ingest(datasets.load(config.data), config.data, names)
     modalities_of(cache, config.data, names)
-    store = int(ray.cluster_resources().get("object_store_memory", 0))
+    stores = [n["Resources"].get("object_store_memory", 0) for n in ray.nodes() if n["Alive"]]
+    store = int(min(stores, default=0))  # every node that runs a trial holds the whole set
     mode, why = choose_mode(cache, config.data, store)
     transform = Transform.of(cache, config.data)
     sentence = f"{'in the object store' if mode == 'memory' else 'streamed from Parquet'}: {why}"

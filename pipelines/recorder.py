@@ -22,6 +22,7 @@ class Recorder(tune.Callback):
         self.config = config.without_search()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._forget_others({t.trial_id for t in trials})
         self._write(trial, {"status": "running", "error": None})
 
     def on_trial_result(
@@ -37,6 +38,17 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._write(trial, self._row(trial) | {"status": "failed", "error": first_line(_error_of(trial))})
+
+    def _forget_others(self, known: set[str]) -> None:
+        """Drop the rows of trials that a killed sweep began and Tune had not yet noted: they begin anew, renamed.
+
+        One that had finished by then stays: its numbers are good, whatever else Tune tries.
+        """
+        results = self.run / "results"
+        trials = ResultsStore(results).read("trials")
+        lost = set(trials.trial_id[trials.status == "running"]) - known
+        for part in [p for p in results.glob("*/*.parquet") if p.name.partition(".")[0] in lost]:
+            part.unlink()
 
     def _row(self, trial: Any) -> dict[str, Any]:
         """The row as it stands, or a new one."""

@@ -17,7 +17,7 @@ from typing import Any
 from crmt.errors import BadInputError
 from crmt.modality import Modality
 from pipelines.config import RunConfig, parse
-from pipelines.ingest import ClipCache
+from pipelines.prepare import Prepared
 from pipelines.results import ResultsStore
 from pipelines.trial import TrialInput
 
@@ -81,19 +81,16 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def provenance(
-    config: RunConfig, cache: ClipCache, modalities: Sequence[Modality], name: str, mode: str
-) -> dict[str, Any]:
-    """What `run.json` and every model's card say about where the numbers come from."""
+def _session() -> dict[str, Any]:
+    """Which code computes now, on what. `dirty` is null where there is no git to tell."""
     import ray
 
     resources = ray.cluster_resources()
+    changes = _git("status", "--porcelain", "--", "crmt", "pipelines", "tune_configs", "requirements.txt")
     return {
-        "name": name,
-        "dataset": cache.name,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": None if changes is None else bool(changes),
         "started": now(),
         "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
         "hardware": {
@@ -102,6 +99,17 @@ def provenance(
             "gpus": int(resources.get("GPU", 0)),
             "nodes": len(ray.nodes()),
         },
+    }
+
+
+def _new_card(
+    config: RunConfig, prepared: Prepared, modalities: Sequence[Modality], name: str, kind: str
+) -> dict[str, Any]:
+    cache = prepared.cache
+    return {
+        "name": name,
+        "kind": kind,
+        "dataset": cache.name,
         "clips": {**cache.counts, "failed": cache.failed},
         "clips_sha256": cache.clips_sha256,
         "cache_key": cache.key,
@@ -109,7 +117,7 @@ def provenance(
         "class_names": list(cache.classes),
         "modalities": [m.name for m in modalities],
         "spaces": {m.name: m.space for m in modalities},
-        "batches": mode,
+        "batches": prepared.why,
         "config": config.model_dump(mode="json"),
     }
 
@@ -136,13 +144,37 @@ def read_card(run: Path) -> tuple[dict[str, Any], RunConfig]:
         raise BadInputError(f"{run} is not the folder of a run: it has no readable {CARD}") from None
 
 
-def given_of(run: Path, cache: ClipCache, modalities: Sequence[Modality]) -> TrialInput:
-    """What all trials of a run share; its provenance goes into every model's card."""
-    card, _ = read_card(run)
-    kept = ("clips_sha256", "cache_key", "commit", "dirty", "versions", "dataset")
-    return TrialInput(run, tuple(modalities), cache.classes, {k: card[k] for k in kept})
+def open_run(
+    config: RunConfig,
+    prepared: Prepared,
+    modalities: Sequence[Modality],
+    kind: str,
+    *,
+    folder: Path | None = None,
+    resume: Path | None = None,
+) -> TrialInput:
+    """Make the folder of a run, or open the one to go on with, and write its provenance.
 
+    A run that goes on lists each session in `run.json`; models carry the commit of the session that made them.
 
-def store_quarantine(run: Path, cache: ClipCache) -> None:
-    """Copy the quarantine into the results: a number never travels without the clips that are missing from it."""
+    Raises:
+        BadInputError: the folder holds something, or is not that of the same kind of run on the same decoded clips.
+    """
+    session, cache = _session(), prepared.cache
+    if resume is None:
+        run = create_run(folder, config.data.dataset, kind)
+        card = _new_card(config, prepared, modalities, run.name, kind) | session
+    else:
+        run = resume
+        card, _ = read_card(run)
+        if card.get("kind") != kind:
+            raise BadInputError(f"{run} is a {card.get('kind')}, not a {kind}: go on with the command that made it")
+        if card["cache_key"] != cache.key:
+            raise BadInputError(f"the clips are no longer those that {run} was started with: start a new run")
+        card["sessions"] = [*card.get("sessions", []), session]
+    write_card(run, card)
+    # a number never travels without the clips that are missing from it
     ResultsStore(run / "results").write("quarantine", "ingest", cache.quarantine)
+    current = {k: session[k] for k in ("commit", "dirty", "versions")}
+    same = {k: card[k] for k in ("clips_sha256", "cache_key", "dataset")}
+    return TrialInput(run, tuple(modalities), cache.classes, current | same)

@@ -9,12 +9,14 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
 from crmt.errors import BadInputError, CRMTError
@@ -24,20 +26,16 @@ from pipelines.command import INTERRUPTED, add_config_arguments, config_from, ru
 from pipelines.config import RunConfig, with_values
 from pipelines.launch import DRIVER, tune_trial
 from pipelines.live import LiveTable
-from pipelines.preflight import Plan, check_settings, plan_sweep
+from pipelines.preflight import Plan, check_settings, plan_sweep, settled
 from pipelines.prepare import Prepared, prepare
 from pipelines.recorder import Recorder
 from pipelines.report import build_report, print_summary
 from pipelines.results import ResultsStore
 from pipelines.run_folder import (
     check_free,
-    create_run,
-    given_of,
     latest_run,
-    provenance,
+    open_run,
     read_card,
-    store_quarantine,
-    write_card,
 )
 from pipelines.trial import TrialInput
 
@@ -65,12 +63,27 @@ def search_space(config: RunConfig) -> dict[str, Any]:
     return space
 
 
+def _scheduler(config: RunConfig) -> ASHAScheduler | None:
+    """ASHA whose last rung is the last validation before the end: a trial that was trained in full is never cut, since
+    step 2, attacks and radii are still to come."""
+    every, epochs = config.select.every, config.train.epochs
+    last = (epochs - 1) // every * every
+    if config.sweep.scheduler == "none" or last < 1:
+        return None
+    return ASHAScheduler(
+        time_attr="epoch",
+        max_t=last,
+        grace_period=min(config.sweep.grace_epochs, last),
+        reduction_factor=config.sweep.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
 def _tune_config(config: RunConfig, plan: Plan) -> tune.TuneConfig:
-    from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
     from ray.tune.search.optuna import OptunaSearch
 
-    sweep, epochs = config.sweep, config.train.epochs
+    sweep = config.sweep
     points = config.start_points()
     algorithm: Searcher | SearchAlgorithm
     if sweep.algorithm == "optuna" and config.search:
@@ -78,20 +91,11 @@ def _tune_config(config: RunConfig, plan: Plan) -> tune.TuneConfig:
     else:
         chosen = points if sweep.algorithm == "random" else None
         algorithm = BasicVariantGenerator(points_to_evaluate=chosen, random_state=sweep.seed)
-    scheduler = None
-    if sweep.scheduler == "asha":
-        scheduler = ASHAScheduler(
-            time_attr="epoch",
-            max_t=max(epochs, 2),
-            grace_period=min(sweep.grace_epochs, max(epochs - 1, 1)),
-            reduction_factor=sweep.reduction_factor,
-            stop_last_trials=False,  # the last epoch is not the end: step 2, attacks and radii follow
-        )
     return tune.TuneConfig(
         metric="selected",
         mode="max",
         search_alg=algorithm,
-        scheduler=scheduler,
+        scheduler=_scheduler(config),
         num_samples=1 if sweep.algorithm == "grid" else plan.trials,
         max_concurrent_trials=plan.concurrent,
     )
@@ -116,6 +120,7 @@ def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_r
     space = search_space(config)
     datasets.check(config.data)
     dashboard = start_ray(address)
+    config = settled(config)
     plan = plan_sweep(config)
     plan.show(console)
     plan.check()
@@ -128,18 +133,13 @@ def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_r
     plan = plan_sweep(config, prepared.source.mode)  # streaming takes CPUs that no trial may hold
     plan.check()
     modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))
-    run = resume or create_run(folder, config.data.dataset, "sweep")
-    if resume is None:
-        write_card(run, provenance(config, prepared.cache, modalities, run.name, prepared.why))
-    elif read_card(run)[0]["clips_sha256"] != prepared.cache.clips_sha256:
-        raise BadInputError(f"the clip list is no longer the one that {run} was started with: start a new sweep")
-    store_quarantine(run, prepared.cache)
-    given = given_of(run, prepared.cache, modalities)
+    given = open_run(config, prepared, modalities, "sweep", folder=folder, resume=resume)
+    run = given.run
     tuner = _tuner(config, plan, space, run, _trainable(config, given, prepared), given, resume is not None)
     console.print(f"results: {run}")
     with LiveTable(run, plan.trials, console):
         tuner.fit()
-    return _finish(run, console)
+    return _finish(run, plan.trials, console)
 
 
 def _tuner(
@@ -162,16 +162,15 @@ def _tuner(
     )
 
 
-def _finish(run: Path, console: Console) -> int:
+def _finish(run: Path, planned: int, console: Console) -> int:
     """Report and summary of what there is; 0 if a trial finished, 1 if none did, 130 if it was stopped."""
     trials = ResultsStore(run / "results").read("trials")
-    print_summary(run, console)
     report = build_report(run)
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
-    unfinished = int((trials.status == "running").sum())
-    if unfinished:
+    print_summary(run, console)
+    ended = int((trials.status != "running").sum())
+    if ended < planned:
         console.print(
-            f"stopped with {unfinished} trials unfinished; go on with: python pipelines/sweep.py --resume {run}",
+            f"stopped after {ended} of {planned} trials; go on with: python pipelines/sweep.py --resume {run}",
             highlight=False,
             soft_wrap=True,
         )
@@ -203,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is in its row, without a traceback
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", message="The reported value is ignored")  # a resumed trial repeats an epoch
 
     def body() -> int:
         if options.resume is not None:

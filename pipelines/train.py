@@ -20,19 +20,15 @@ from pipelines.command import add_config_arguments, config_from, run_command, st
 from pipelines.config import RunConfig, with_values
 from pipelines.launch import first_line, fit_with_workers, local_trial
 from pipelines.live import LiveTable
-from pipelines.preflight import check_settings, plan_sweep
+from pipelines.preflight import check_settings, plan_sweep, settled
 from pipelines.prepare import prepare
 from pipelines.report import build_report, print_summary
 from pipelines.results import ResultsStore
 from pipelines.run_folder import (
     check_free,
-    create_run,
-    given_of,
     now,
-    provenance,
+    open_run,
     read_card,
-    store_quarantine,
-    write_card,
 )
 from pipelines.trial import trial_row, updated_row
 
@@ -50,16 +46,14 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
     check_free(folder)
     datasets.check(config.data)
     start_ray(address, dashboard=False)
+    config = settled(config)
     plan_sweep(config).check()
     prepared = prepare(config, lambda text: console.print(text, highlight=False))
     if config.sweep.workers > 1:
         plan_sweep(config, prepared.source.mode).check()
     modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))
-    run = resume or create_run(folder, config.data.dataset, "train")
-    if resume is None:
-        write_card(run, provenance(config, prepared.cache, modalities, run.name, prepared.why))
-    store_quarantine(run, prepared.cache)
-    given = given_of(run, prepared.cache, modalities)
+    given = open_run(config, prepared, modalities, "train", folder=folder, resume=resume)
+    run = given.run
     store = ResultsStore(run / "results")
     row = trial_row(TRIAL, config, {}, given.provenance, now())
     store.write("trials", TRIAL, [row])
@@ -74,9 +68,13 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
     except CRMTError as error:
         store.write("trials", TRIAL, [row | {"status": "failed", "error": first_line(error)}])
         raise
+    except KeyboardInterrupt:
+        console.print(f"go on with: python pipelines/train.py --resume {run}", soft_wrap=True, highlight=False)
+        raise
     store.write("trials", TRIAL, [updated_row(row, report, float(report.get("seconds", 0.0)))])
+    build_report(run)
     print_summary(run, console)
-    console.print(f"report: {build_report(run)}\nmodel: {run / 'models' / TRIAL}", soft_wrap=True, highlight=False)
+    console.print(f"model: {run / 'models' / TRIAL}", soft_wrap=True, highlight=False)
     return run
 
 
@@ -106,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_training(config.without_search(), options.out, None, options.address)
         return 0
 
-    return run_command(body, "Go on with: python pipelines/train.py --resume DIR")
+    return run_command(body)
 
 
 if __name__ == "__main__":

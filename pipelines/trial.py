@@ -77,12 +77,12 @@ class _Trial:
         training = self._training_predictions(model)
         measure = Measurement(self.config, self.clips, self.session.gather, self.session.progress)
         if method.step2:
-            step1 = measure(model, constants, self._reference(model, training), "step1", False, balls=("joint",))
+            step1 = measure(model, constants, training.mean_contributions(model.head), "step1", False, balls=("joint",))
             self._store(step1, [], "step1")
             mean_radii = self._step2(model, training, constants)
             report |= self._validate(model)
         stage = "step2" if method.step2 else "step1"
-        result = measure(model, constants, self._reference(model, training), stage, True)
+        result = measure(model, constants, training.mean_contributions(model.head), stage, True)
         self._store(result, mean_radii if method.step2 else [], stage)
         report |= {
             "epoch": train.epochs,
@@ -194,11 +194,6 @@ class _Trial:
         """Cached scores of the training split, all ranks together: what step 2 works on."""
         mine = predict(model, self.clips.ordered("train"), missing=False)
         return Predictions.concatenated(self.session.gather(mine))
-
-    @staticmethod
-    def _reference(model: MultiModalModel, training: Predictions) -> torch.Tensor:
-        with torch.no_grad():
-            return (model.head.integration.cpu() * training.scores).mean(0)
 
     def _step2(
         self, model: MultiModalModel, training: Predictions, constants: GradientConstants

@@ -25,7 +25,7 @@ def test_what_the_readme_names_exists() -> None:
         assert (ROOT / path).exists(), path
     for script in set(re.findall(r"python ((?:pipelines|benchmarks)/\w+\.py)", README)):
         assert (ROOT / script).exists(), script
-    for target in set(re.findall(r"`?make ([\w-]+)", README)):
+    for target in set(re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 
 

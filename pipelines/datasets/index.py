@@ -23,12 +23,11 @@ class ClipIndex:
     """A data set as a list.
 
     `clips` has the columns id (str, unique), path (str, absolute), label (int, position in `classes`), split
-    (train | validation | test) and group (str: the source video, which stays whole when validation is carved), and
-    is sorted by id. An optional column `fingerprint` (str) stands for a clip's content; without it the file's size
-    and time do.
+    (train | validation | test) and group (str: the source video, which lies in one split only), and is sorted by id.
+    An optional column `fingerprint` (str) stands for a clip's content; without it the file's size and time do.
 
     Raises:
-        BadInputError: a duplicate id, an unknown split, or a label out of range.
+        BadInputError: a duplicate id, an unknown split, a label out of range, or a group in more than one split.
     """
 
     name: str
@@ -46,6 +45,7 @@ class ClipIndex:
             raise BadInputError(f"{self.name}: unknown split {unknown[0]!r}. Valid: {', '.join(SPLITS)}")
         if not clips["label"].between(0, len(self.classes) - 1).all():
             raise BadInputError(f"{self.name}: labels must lie between 0 and {len(self.classes) - 1}")
+        _check_groups(self.name, clips)
         object.__setattr__(self, "clips", clips)
 
     def __len__(self) -> int:
@@ -65,6 +65,19 @@ class ClipIndex:
         turn = shuffled.groupby(["split", "label"]).cumcount()  # every class gives its first clip, then its second ...
         chosen = shuffled.assign(turn=turn).sort_values("turn", kind="stable").groupby("split").head(n)
         return ClipIndex(self.name, self.classes, chosen.drop(columns="turn"))
+
+
+def _check_groups(name: str, clips: pd.DataFrame) -> None:
+    """Refuse a group that lies in two splits: cuts of a video that was learned would be tested on."""
+    places = clips[["group", "split"]].drop_duplicates()
+    torn = places["group"][places["group"].duplicated()]
+    if len(torn):
+        group = torn.iloc[0]
+        splits = [s for s in SPLITS if s in set(places.loc[places["group"] == group, "split"])]
+        raise BadInputError(
+            f"{name}: group {group!r} (clips of one source video) lies in {' and '.join(splits)}; "
+            "give all clips of a group the same split"
+        )
 
 
 def with_validation(index: ClipIndex, share: float, seed: int) -> ClipIndex:

@@ -4,8 +4,8 @@ Layout: a CSV (or Parquet) with the header `path,label,split`, one row a clip; `
 folder with `manifest.csv` in it. Paths are relative to the file (absolute ones are taken as they are); any container
 that ffmpeg reads. Labels are any text; classes are the sorted labels. Splits are train, validation and test; without
 validation rows a share of train is carved out. An optional column `group` names the source video, so that cuts of one
-video stay together. Other columns are ignored. Origin and licence: the user's own. A clip that is missing on disk is
-quarantined.
+video stay together: a group in two splits is refused. Other columns are ignored. Origin and licence: the user's own. A
+clip that is missing on disk is quarantined.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load(data: DataConfig) -> ClipIndex:
 
     Raises:
         BadInputError: no table, missing columns, no rows, empty cells, unknown splits, duplicate paths, a single class,
-            or no train or no test rows.
+            no train or no test rows, or a group in more than one split.
     """
     file = _find(data.root)
     table = _read(file)

@@ -23,13 +23,18 @@ def make_media(
     height: int = 48,
     fps: int = 10,
     seconds: float = 2.0,
+    sound_seconds: float | None = None,
+    sound_start: float = 0.0,
     tone: float | None = 440.0,
     sample_rate: int = 16000,
     picture: bool = True,
     faststart: bool = False,
     codecs: tuple[str, str] = ("libx264", "aac"),
 ) -> Path:
-    """A test pattern with a sine as sound; `tone=None` leaves the sound out, `picture=False` the video."""
+    """A test pattern with a sine as sound; `tone=None` leaves the sound out, `picture=False` the video.
+
+    The sound lasts as long as the video unless `sound_seconds` says otherwise, and sets in at `sound_start`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     inputs: list[str] = []
     outputs: list[str] = []
@@ -37,7 +42,8 @@ def make_media(
         inputs += ["-f", "lavfi", "-i", f"testsrc=size={width}x{height}:rate={fps}:duration={seconds}"]
         outputs += ["-c:v", codecs[0], "-pix_fmt", "yuv420p" if width % 2 + height % 2 == 0 else "yuv444p"]
     if tone is not None:
-        inputs += ["-f", "lavfi", "-i", f"sine=frequency={tone}:sample_rate={sample_rate}:duration={seconds}"]
+        sine = f"sine=frequency={tone}:sample_rate={sample_rate}:duration={sound_seconds or seconds}"
+        inputs += ["-itsoffset", str(sound_start), "-f", "lavfi", "-i", sine]
         outputs += ["-c:a", codecs[1]]
     if faststart:
         outputs += ["-movflags", "+faststart"]
@@ -49,6 +55,15 @@ def cut(source: Path, target: Path, share: float) -> Path:
     """The first `share` of a file's bytes."""
     content = source.read_bytes()
     target.write_bytes(content[: int(len(content) * share)])
+    return target
+
+
+def lose_end(source: Path, target: Path, share: float) -> Path:
+    """Cut an MP4 whose index stands in front, and shorten its mdat box to fit: only the tracks know what is missing."""
+    content = bytearray(source.read_bytes()[: int(source.stat().st_size * share)])
+    start = content.index(b"mdat") - 4
+    content[start : start + 4] = (len(content) - start).to_bytes(4, "big")
+    target.write_bytes(content)
     return target
 
 

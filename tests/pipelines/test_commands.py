@@ -1,4 +1,4 @@
-"""The commands as a user meets them: a mistake is one line and an exit code, broken clips are counted, models reload."""
+"""The commands as a user meets them: a mistake is one line and an exit code, broken clips are counted."""
 
 from __future__ import annotations
 
@@ -190,14 +190,14 @@ def test_evaluate_reproduces_the_numbers_of_the_trial(trained: Path, tmp_path: P
     assert row.weights_sha256 == card["weights_sha256"]
 
 
-def test_evaluate_on_another_split_with_other_attacks(trained: Path, tmp_path: Path) -> None:
+def test_evaluate_with_other_attacks(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    more = ["--split", "validation", "--set", "attack.names=[pgd]", "--set", "attack.epsilons=[0.3]"]
+    more = ["--set", "attack.names=[pgd]", "--set", "attack.epsilons=[0.3]"]
     assert evaluate.main([str(trained / "models" / "train"), "--out", str(run), *more]) == 0
     curves = ResultsStore(run / "results").read("curves")
-    assert set(curves.split) == {"validation"} and set(curves.attack) == {"pgd"} and set(curves.epsilon) == {0.3}
+    assert set(curves.attack) == {"pgd"} and set(curves.epsilon) == {0.3}
     radii = ResultsStore(run / "results").read("radii")
-    assert len(radii) == 3 * PER_SPLIT["validation"]
+    assert len(radii) == 3 * PER_SPLIT["test"]
 
 
 def test_a_finished_training_can_be_resumed_and_changes_nothing(trained: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
@@ -32,6 +32,7 @@ def make_index(groups: list[int], labels: list[int], splits: list[str] | None = 
     return ClipIndex("made", tuple("abc"), clips)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.lists(
         st.tuples(st.integers(0, 12), st.integers(0, 2), st.sampled_from(["train", "train", "test"])), max_size=60
@@ -44,7 +45,9 @@ def test_carved_groups_never_straddle_and_no_class_leaves_train(
 ) -> None:
     if not rows:
         return
-    index = make_index(*(list(column) for column in zip(*rows, strict=True)))  # type: ignore[arg-type]
+    groups, labels, _ = (list(column) for column in zip(*rows, strict=True))
+    split_of = {group: split for group, _, split in rows}  # a group lies in one split
+    index = make_index(groups, labels, [split_of[group] for group in groups])
     try:
         carved = with_validation(index, share, seed).clips
     except BadInputError:
@@ -98,6 +101,13 @@ def test_limited_takes_at_most_n_of_each_split_and_every_class() -> None:
 def test_an_index_refuses_nonsense(change: dict[str, object], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         ClipIndex("made", tuple("abc"), make_index([0, 1], [0, 1]).clips.assign(**change))
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation"), ("validation", "test")])
+def test_a_source_video_in_two_splits_is_refused(splits: tuple[str, str]) -> None:
+    rest = ["train", "validation", "test"]
+    with pytest.raises(BadInputError, match=f"group 'v1' .* lies in {splits[0]} and {splits[1]};"):
+        make_index([0, 3, 4, 1, 1, 2, 2], [0, 0, 0, 1, 1, 2, 2], [*rest, *reversed(splits), *splits])
 
 
 def test_unknown_data_set_names_the_nearest() -> None:
@@ -163,6 +173,11 @@ def test_manifest_as_parquet_with_groups_and_other_columns(tmp_path: Path) -> No
         ("path,label,split", "a.mp4,dog,train\nb.mp4,cat,test\n", "'cat' has no clip in train"),
         ("path,label,split", "a.mp4,dog,train\na.mp4,cat,test\n", "row 2: 'a.mp4' is listed a second time"),
         ("path,label,split", "a.mp4,,train\n", "row 1 has no label"),
+        (
+            "path,label,split,group",
+            "a.mp4,dog,train,x\nb.mp4,cat,train,y\nc.mp4,cat,test,y\n",
+            "'y' .* train and test",
+        ),
         ("path,label,split", 'a.mp4,"dog,train\n', "cannot be read|no rows|has no"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import librosa
 import numpy as np
 import pytest
-from media import bad_files, cut, ffmpeg, make_media, raw_frames
+from media import bad_files, cut, ffmpeg, lose_end, make_media, raw_frames
 
 from crmt.errors import CRMTError
 from pipelines.config import AudioConfig, VideoConfig
@@ -94,6 +94,106 @@ def test_truncation_is_found_though_the_decoders_do_not_complain(
     decode_clip(whole, VIDEO, AUDIO, 30)
     for modalities in [("video", "audio"), ("video",), ("audio",)]:
         assert reason_of(cut(whole, tmp_path / f"cut{whole.suffix}", share), modalities=modalities) == "truncated"
+
+
+LIMITED = AUDIO.model_copy(update={"seconds": 5.0})
+BOTH, VIDEO_ONLY, AUDIO_ONLY = ("video", "audio"), ("video",), ("audio",)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.flv"])
+@pytest.mark.parametrize(("seconds", "sound_seconds"), [(8, 9), (2, 8), (8, 2)])
+def test_streams_of_unequal_length_are_whole(tmp_path: Path, name: str, seconds: float, sound_seconds: float) -> None:
+    codecs = ("flv1" if name == "a.flv" else "mpeg4", "aac")
+    path = make_media(tmp_path / name, seconds=seconds, sound_seconds=sound_seconds, codecs=codecs)
+    for modalities in (BOTH, VIDEO_ONLY, AUDIO_ONLY):
+        decode_clip(path, VIDEO, LIMITED, 30, modalities)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_a_late_stream_is_whole(tmp_path: Path, name: str) -> None:
+    codecs = ("libvpx", "libopus") if name == "a.webm" else ("libx264", "aac")
+    late_sound = make_media(tmp_path / name, seconds=8, sound_seconds=6, sound_start=2, codecs=codecs)
+    late_video = tmp_path / f"video-{name}"
+    ffmpeg("-itsoffset", "3", "-i", str(late_sound), "-i", str(late_sound), "-map", "0:v", "-map", "1:a",
+           "-c", "copy", str(late_video))  # fmt: skip
+    for path in (late_sound, late_video):
+        for modalities in (BOTH, VIDEO_ONLY, AUDIO_ONLY):
+            decode_clip(path, VIDEO, LIMITED, 30, modalities)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.ogg", "a.m4a"])
+def test_long_sound_alone_is_read_to_the_limit(tmp_path: Path, name: str) -> None:
+    codec = {"a.wav": "pcm_s16le", "a.mp3": "libmp3lame", "a.ogg": "libvorbis", "a.m4a": "aac"}[name]
+    whole = make_media(tmp_path / name, seconds=20, picture=False, codecs=("", codec))
+    decode_clip(whole, VIDEO, LIMITED, 30, AUDIO_ONLY)
+
+
+def test_a_clip_copied_from_the_middle_of_another_is_whole(tmp_path: Path) -> None:
+    """Its edit lists leave out what stands before the cut."""
+    source = make_media(tmp_path / "source.mp4", seconds=8)
+    path = tmp_path / "middle.mp4"
+    ffmpeg("-ss", "3.3", "-t", "3", "-i", str(source), "-c", "copy", str(path))
+    decode_clip(path, VIDEO, LIMITED, 30)
+
+
+def test_few_frames_a_second_are_whole(tmp_path: Path) -> None:
+    for name, codec in [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.flv", "flv1")]:
+        path = make_media(tmp_path / name, seconds=6, fps=1, tone=None, codecs=(codec, ""))
+        decode_clip(path, VIDEO, LIMITED, 30, VIDEO_ONLY)
+
+
+@pytest.mark.parametrize("faststart", [True, False])
+@pytest.mark.parametrize(("seconds", "sound_seconds"), [(8, 2), (2, 8), (8, 9)])
+def test_cut_files_are_found_also_with_unequal_streams(
+    tmp_path: Path, faststart: bool, seconds: float, sound_seconds: float
+) -> None:
+    whole = make_media(tmp_path / "a.mp4", seconds=seconds, sound_seconds=sound_seconds, faststart=faststart)
+    for share in (0.5, 0.9):
+        for modalities in (BOTH, VIDEO_ONLY, AUDIO_ONLY):
+            assert reason_of(cut(whole, tmp_path / "cut.mp4", share), modalities=modalities) == "truncated"
+
+
+@pytest.mark.parametrize(("seconds", "sound_seconds", "stream"), [(1, 4, "sound"), (8, 1, "video")])
+def test_a_stream_short_of_its_own_end_is_found_beside_a_whole_one(
+    tmp_path: Path, seconds: float, sound_seconds: float, stream: str
+) -> None:
+    whole = make_media(tmp_path / "a.mp4", seconds=seconds, sound_seconds=sound_seconds, faststart=True)
+    with pytest.raises(DecodeError, match=f"truncated: {stream}"):
+        decode_clip(lose_end(whole, tmp_path / "cut.mp4", 0.7), VIDEO, LIMITED, 30)
+
+
+def test_short_sound_beside_a_longer_whole_video_is_found(tmp_path: Path) -> None:
+    """The sound's track says 4 s and holds 2: that the video reaches the end of the clip says nothing of it."""
+    path = make_media(tmp_path / "a.mp4", seconds=4, sound_seconds=2)
+    decode_clip(path, VIDEO, LIMITED, 30)
+    content = bytearray(path.read_bytes())
+    for box, offset in ((b"mdhd", 20), (b"elst", 12)):  # of the second track: its duration, and its only edit's
+        field = slice(content.rindex(box) + offset, content.rindex(box) + offset + 4)
+        content[field] = (2 * int.from_bytes(content[field], "big")).to_bytes(4, "big")
+    path.write_bytes(content)
+    with pytest.raises(DecodeError, match="truncated: sound"):
+        decode_clip(path, VIDEO, LIMITED, 30)
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.flv", "a.mkv"])
+def test_cut_files_of_other_containers_are_found(tmp_path: Path, name: str) -> None:
+    codecs = ("flv1" if name == "a.flv" else "mpeg4", "aac")
+    whole = make_media(tmp_path / name, seconds=8, sound_seconds=7, codecs=codecs)
+    for modalities in (BOTH, VIDEO_ONLY):
+        assert reason_of(cut(whole, tmp_path / f"cut{whole.suffix}", 0.5), modalities=modalities) == "truncated"
+    with pytest.raises(DecodeError, match="truncated"):
+        alone = make_media(tmp_path / "b.mp3", seconds=8, picture=False, codecs=("", "libmp3lame"))
+        decode_clip(cut(alone, tmp_path / "cut.mp3", 0.4), VIDEO, LIMITED, 30, AUDIO_ONLY)
+
+
+def test_the_picture_of_an_album_is_no_video(tmp_path: Path) -> None:
+    sound = make_media(tmp_path / "a.m4a", picture=False, codecs=("", "aac"))
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=64x64", "-frames:v", "1", str(tmp_path / "cover.png"))
+    path = tmp_path / "b.m4a"
+    ffmpeg("-i", str(sound), "-i", str(tmp_path / "cover.png"), "-map", "0", "-map", "1", "-c", "copy",
+           "-disposition:v", "attached_pic", str(path))  # fmt: skip
+    decode_clip(path, VIDEO, AUDIO, 30, AUDIO_ONLY)
+    assert reason_of(path) == "no_video"
 
 
 def test_other_reasons(tmp_path: Path) -> None:

@@ -138,6 +138,17 @@ def test_too_many_failures_stop_with_the_counts(ray_cluster: None, clips: ClipIn
     assert ingest(clips, config(tmp_path), progress=False).failed == 4
 
 
+def test_clips_that_took_too_long_are_tried_again_with_more_time(
+    ray_cluster: None, clips: ClipIndex, tmp_path: Path
+) -> None:
+    hurried = config(tmp_path, max_failure_share=1.0, decode_timeout=0.001)
+    for _ in range(2):  # also when the cache is already there
+        with pytest.raises(BadInputError, match="no clip of manifest's test split"):
+            ingest(clips, hurried, progress=False)
+    cache = ingest(clips, config(tmp_path), progress=False)
+    assert cache.failed == 4 and "timeout" not in set(cache.quarantine["reason"])
+
+
 def test_a_class_or_a_split_of_which_nothing_is_left(ray_cluster: None, clips: ClipIndex, tmp_path: Path) -> None:
     table = clips.clips
     loose = config(tmp_path, max_failure_share=1.0)
@@ -173,7 +184,8 @@ def test_the_key_follows_everything_that_decides_the_rows(clips: ClipIndex, tmp_
     ]
     keys += [key(video={**CONFIG["video"], name: value}) for name, value in video.items()]
     keys += [key(audio={**CONFIG["audio"], name: value}) for name, value in audio.items()]
-    assert len(set(keys)) == len(keys) == 3 + 5 + 10
+    keys.append(key(decode_timeout=61.0))  # it decides who is quarantined
+    assert len(set(keys)) == len(keys) == 3 + 5 + 10 + 1
     # nothing stored depends on these
     same = [key(), key(video={**CONFIG["video"], "crop": 28}), key(mode="stream"), key(max_failure_share=0.1)]
     assert len(set(same)) == 1

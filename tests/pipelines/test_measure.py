@@ -109,12 +109,10 @@ def test_numbers_are_found_by_name(small: Small, decoded: Decoded) -> None:
     assert found.value("missing_accuracy", "video") is not None and found.value("nothing") is None
 
 
-def test_fewer_clips_can_be_certified_than_there_are(small: Small, decoded: Decoded) -> None:
-    config = small.config(certify={"samples": 4, "audit_samples": 9}, attack={"samples": 3})
+def test_fewer_clips_can_be_audited_and_attacked_than_there_are(small: Small, decoded: Decoded) -> None:
+    config = small.config(certify={"audit_samples": 4}, attack={"samples": 3})
     (found,), _ = measured(decoded, config, "orthogonal", 1)
     radii = pd.DataFrame(found.radii)
-    assert (radii.groupby("ball").size() == 4).all()
+    assert radii.groupby("ball").size().nunique() == 1 and len(radii) > 3 * 4
+    assert (radii[radii.audited].groupby("ball").size() <= 4).all()
     assert {r["n"] for r in found.curves} == {3}
-    # samples are nested: the certified ones are all among the audited
-    right = radii[(radii.radius > 0)]
-    assert right.audited.all() or not len(right)

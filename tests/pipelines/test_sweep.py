@@ -151,7 +151,7 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(
     ("section", "numbers"),
     [
         ({"cpus_per_worker": 64}, ("64 CPUs", "2 CPUs")),
-        ({"workers": 3}, ("3 CPUs", "2 CPUs")),
+        ({"workers": 3}, ("3 workers", "2 CPUs")),
         ({"gpus_per_worker": 1}, ("1 GPUs", "0 GPUs")),
     ],
 )
