@@ -83,6 +83,8 @@ def fit_with_workers(
         trainer.fit()
     except TrainingFailedError as error:
         raise CRMTError(f"the workers of trial {trial_id} failed: {first_line(error)}") from None
+    except SystemExit:  # how TorchTrainer ends after Ctrl-C
+        raise KeyboardInterrupt from None
     return last_report(given.run, trial_id)
 
 

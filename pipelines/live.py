@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.results import ResultsStore
-from pipelines.sessions import heartbeat_path
+from pipelines.sessions import heartbeat_path, last_report
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 1.0, 2.0
 _QUIET_SECONDS = 20.0
@@ -49,7 +50,9 @@ class LiveTable:
     def _plain(self) -> None:
         seen: dict[str, tuple[Any, ...]] = {}
         spoken = time.monotonic()
-        while not self._stop.wait(_PLAIN_SECONDS):
+        ended = False
+        while not ended:
+            ended = self._stop.wait(_PLAIN_SECONDS)  # then one last look: how the trials ended
             rows = self._rows()
             for row in rows:
                 state = (row["status"], row["phase"], row["epochs"])
@@ -63,7 +66,14 @@ class LiveTable:
 
     def _rows(self) -> list[dict[str, Any]]:
         trials = ResultsStore(self._run / "results").read("trials")
-        return [_row(trial, _heartbeat(self._run, trial["trial_id"])) for trial in _records(trials)]
+        return [_row(self._now(trial), _heartbeat(self._run, trial["trial_id"])) for trial in _records(trials)]
+
+    def _now(self, trial: dict[str, Any]) -> dict[str, Any]:
+        """A row that nobody updates while it runs (train.py's) with what the trial itself reported."""
+        if trial["status"] != "running" or trial["epochs"]:
+            return trial
+        report = last_report(self._run, trial["trial_id"])
+        return trial | {"epochs": report.get("epoch", 0), "selected_value": report.get("selected")}
 
     def _title(self, rows: list[dict[str, Any]]) -> str:
         done = sum(r["status"] != "running" for r in rows)
@@ -81,7 +91,7 @@ class LiveTable:
         for row in rows:
             style = STYLES.get(row["status"], "")
             status = f"[{style}]{row['status']}[/]" if style else row["status"]
-            cells = (row["trial_id"], row["method"], row["params"], status, row["progress"], str(row["epochs"]))
+            cells = (row["trial_id"], row["method"], escape(row["params"]), status, row["progress"], str(row["epochs"]))
             table.add_row(*cells, row["selected"])
         return table
 

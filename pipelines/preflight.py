@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from crmt.encoders import ENCODERS
@@ -84,7 +85,7 @@ class Plan:
             "the nodes have": f"{self.has}; {self.concurrent} trials side by side",
             "disk": f"{self.free_bytes / 2**30:.0f} GiB free for the cache in {cache_root(config.data)}",
         }.items():
-            table.add_row(name, text)
+            table.add_row(name, escape(text))
         console.print(table)
 
 
@@ -139,7 +140,12 @@ def needs_of(config: RunConfig, mode: str) -> Needs:
     if mode == "stream":
         cpus += STREAM_WORKER_CPUS
         text = f", {STREAM_WORKER_CPUS:g} of the CPUs for Data tasks"
-    return Needs(cpus, gpus, f"{sweep.workers} workers of {cpus:g} CPUs and {gpus:g} GPUs{text}")
+    one = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
+    return Needs(cpus, gpus, f"{_count(sweep.workers, 'worker')} of {one}{text}")
+
+
+def _count(number: float, thing: str) -> str:
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
 
 
 def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
@@ -158,7 +164,7 @@ def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
         trials = 1
     asked = config.sweep.max_concurrent or fitting
     root = _existing(cache_root(config.data))
-    has = ", ".join(f"{int(n.get('CPU', 0))} CPUs and {int(n.get('GPU', 0))} GPUs" for n in nodes)
+    has = ", ".join(f"{_count(n.get('CPU', 0), 'CPU')} and {_count(n.get('GPU', 0), 'GPU')}" for n in nodes)
     return Plan(config, trials, min(fitting, asked, trials), needs, has, shutil.disk_usage(root).free, root)
 
 

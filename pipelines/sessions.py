@@ -89,7 +89,8 @@ class LocalSession:
     def resume(self) -> dict[str, Any] | None:
         return load_state(self._state) if self._state.exists() else None
 
-    def report(self, metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:  # noqa: ARG002
+    def report(self, metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
+        _note_report(self.run, self.trial_id, metrics)
         if state is not None:
             save_state(self._state, state)
 
@@ -153,9 +154,7 @@ class WorkerSession:
         from ray import train
 
         if self.place.rank == 0:
-            path = _report_path(self.run, self.trial_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(dict(metrics)))
+            _note_report(self.run, self.trial_id, metrics)
         if state is None or self.place.rank:
             train.report(dict(metrics))
             return
@@ -177,8 +176,14 @@ def _report_path(run: Path, trial_id: str) -> Path:
     return run / "live" / f"{trial_id}.report.json"
 
 
+def _note_report(run: Path, trial_id: str, metrics: Mapping[str, Any]) -> None:
+    path = _report_path(run, trial_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(metrics)))
+
+
 def last_report(run: Path, trial_id: str) -> dict[str, Any]:
-    """What the workers of a trial reported last; Ray's own result forgets reports that came without a checkpoint."""
+    """What a trial reported last; Ray's own result forgets reports that came without a checkpoint. Empty: nothing."""
     try:
         return dict(json.loads(_report_path(run, trial_id).read_text()))
     except (OSError, ValueError):

@@ -136,7 +136,7 @@ def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_r
     given = open_run(config, prepared, modalities, "sweep", folder=folder, resume=resume)
     run = given.run
     tuner = _tuner(config, plan, space, run, _trainable(config, given, prepared), given, resume is not None)
-    console.print(f"results: {run}")
+    console.print(f"results: {run}", markup=False, soft_wrap=True)
     with LiveTable(run, plan.trials, console):
         tuner.fit()
     return _finish(run, plan.trials, console)

@@ -57,7 +57,7 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
     store = ResultsStore(run / "results")
     row = trial_row(TRIAL, config, {}, given.provenance, now())
     store.write("trials", TRIAL, [row])
-    console.print(f"results: {run}", soft_wrap=True)
+    console.print(f"results: {run}", markup=False, soft_wrap=True)
     report: dict[str, Any] = {}
     try:
         with LiveTable(run, 1, console):
@@ -69,12 +69,12 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
         store.write("trials", TRIAL, [row | {"status": "failed", "error": first_line(error)}])
         raise
     except KeyboardInterrupt:
-        console.print(f"go on with: python pipelines/train.py --resume {run}", soft_wrap=True, highlight=False)
+        console.print(f"go on with: python pipelines/train.py --resume {run}", markup=False, soft_wrap=True)
         raise
     store.write("trials", TRIAL, [updated_row(row, report, float(report.get("seconds", 0.0)))])
     build_report(run)
     print_summary(run, console)
-    console.print(f"model: {run / 'models' / TRIAL}", soft_wrap=True, highlight=False)
+    console.print(f"model: {run / 'models' / TRIAL}", markup=False, soft_wrap=True)
     return run
 
 

@@ -33,7 +33,7 @@ def leave_nothing() -> Iterator[None]:
 
 
 def start(
-    small: Small, run: Path, script: str = "sweep", trials: int = 3, address: str | None = None
+    small: Small, run: Path, script: str = "sweep", trials: int = 3, address: str | None = None, workers: int = 1
 ) -> subprocess.Popen[str]:
     """A real process in its own group, on its own Ray or on a cluster."""
     config = small.file(
@@ -42,7 +42,7 @@ def start(
         select={"every": EVERY},
         attack={"names": ["pgd"], "balls": ["joint"]},
         search={"train.lr": {"uniform": [0.001, 0.05]}} if script == "sweep" else {},
-        sweep={"trials": trials},
+        sweep={"trials": trials, "workers": workers},
     )
     command = [sys.executable, str(Path(sweep.__file__).parent / f"{script}.py"), "--dataset", "manifest"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
@@ -112,6 +112,7 @@ def test_a_killed_sweep_goes_on_from_its_checkpoints(small: Small, out: Path) ->
     assert len(checkpointed) and (checkpointed.value_x == checkpointed.value_y).all()
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(small: Small, out: Path) -> None:
     process = start(small, out, script="train", address=ray.get_runtime_context().gcs_address)
     wait_for(process, lambda: epochs_stored(out) >= EVERY)
@@ -159,6 +160,19 @@ def test_ctrl_c_ends_a_sweep_soon_and_says_how_to_go_on(small: Small, out: Path)
     assert not left()
     assert sweep.main(["--resume", str(out)]) == 0
     check_complete(out, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_a_training_and_says_how_to_go_on(small: Small, out: Path, workers: int) -> None:
+    process = start(small, out, script="train", workers=workers)
+    wait_for(process, lambda: epochs_stored(out) >= EVERY)
+    os.killpg(process.pid, signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "Traceback" not in printed, printed
+    assert f"--resume {out}" in printed
+    assert train.main(["--resume", str(out)]) == 0
+    check_complete(out, 1)
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(
     [
         ({"cpus_per_worker": 64}, ("64 CPUs", "2 CPUs")),
         ({"workers": 3}, ("3 workers", "2 CPUs")),
-        ({"gpus_per_worker": 1}, ("1 GPUs", "0 GPUs")),
+        ({"gpus_per_worker": 1}, ("1 GPU", "0 GPUs")),
     ],
 )
 def test_a_cluster_too_small_is_said_with_the_numbers(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import ray
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from small import PER_SPLIT, Small
 
+from crmt.errors import CRMTError
 from pipelines import sweep, train
+from pipelines.launch import first_line
 from pipelines.results import ResultsStore
 
 TOLERANCE = 1e-3
@@ -55,6 +62,7 @@ def test_a_batch_that_two_workers_cannot_share_is_refused_at_once(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_on_workers_says_why_in_one_line(
     small: Small, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +73,28 @@ def test_a_training_that_fails_on_workers_says_why_in_one_line(
     assert code == 1 and "lower train.lr" in captured.err, captured.err
     row = ResultsStore(out / "results").read("trials").iloc[0]
     assert row.status == "failed" and "lower train.lr" in row.error and "\n" not in row.error
+
+
+def test_the_cause_of_a_remote_error_in_one_line(ray_cluster: None) -> None:
+    ours, theirs = CRMTError("the loss is nan: lower train.lr"), RuntimeError("gloo:\n peer closed the connection\n")
+    wrapped = {0: UserExceptionWithTraceback(theirs, "..."), 1: UserExceptionWithTraceback(ours, "...")}
+    assert first_line(WorkerGroupError("two workers failed", wrapped)) == str(ours)
+    assert first_line(WorkerGroupError("failed", {0: wrapped[0]})) == "RuntimeError: peer closed the connection"
+    assert first_line(ControllerError(theirs)).startswith("RuntimeError")
+    assert first_line("a\nb\n\n") == "b" and first_line(None) and first_line(ValueError()) == "ValueError: ValueError"
+
+    @ray.remote
+    def fails() -> None:
+        raise ours from theirs
+
+    @ray.remote(max_retries=0)
+    def dies() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for task, expected in ((fails, str(ours)), (dies, "WorkerCrashedError")):
+        with pytest.raises(ray.exceptions.RayError) as caught:
+            ray.get(task.remote())
+        assert expected in first_line(caught.value) and "\n" not in first_line(caught.value)
 
 
 @pytest.mark.slow
