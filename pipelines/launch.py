@@ -119,5 +119,6 @@ def _cause(error: BaseException) -> BaseException | None:
     if isinstance(failures, dict) and failures:
         found = [getattr(f, "_base_exc", f) for f in failures.values()]
         return next((f for f in found if isinstance(f, CRMTError)), found[0])
-    wrapped = (getattr(error, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__"))
+    names = ("cause", "_base_exc", "controller_failure", *(() if isinstance(error, CRMTError) else ("__cause__",)))
+    wrapped = (getattr(error, name, None) for name in names)
     return next((w for w in wrapped if isinstance(w, BaseException) and w is not error), None)

@@ -83,6 +83,9 @@ def test_the_cause_of_a_remote_error_in_one_line(ray_cluster: None) -> None:
     assert first_line(ControllerError(theirs)).startswith("RuntimeError")
     assert first_line("a\nb\n\n") == "b" and first_line(None) and first_line(ValueError()) == "ValueError: ValueError"
 
+    ours.__cause__ = theirs
+    assert first_line(ours) == str(ours)  # it says more than what it came from
+
     @ray.remote
     def fails() -> None:
         raise ours from theirs
