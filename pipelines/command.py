@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,7 @@ def start_ray(address: str | None = None, *, dashboard: bool = True) -> str | No
 
     url = None
     if not ray.is_initialized():
+        _check_answers(address or os.environ.get("RAY_ADDRESS", ""))
         try:
             context = ray.init(
                 address=address,
@@ -91,6 +93,16 @@ def start_ray(address: str | None = None, *, dashboard: bool = True) -> str | No
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     return url and f"http://{url.removeprefix('http://')}"
+
+
+def _check_answers(address: str) -> None:
+    """Refuse the address of a cluster where nothing listens: Ray itself tries for minutes before it says so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError:
+            raise CRMTError(f"no Ray cluster answers at {address}: start one, or leave the address out") from None
 
 
 def run_command(body: Callable[[], int], after_interrupt: str = "") -> int:

@@ -36,12 +36,13 @@ from pipelines.datasets.index import SPLITS, ClipIndex, cache_root
 from pipelines.decode import REASONS, DecodedClip, DecodeError, decode_clip
 from pipelines.tasks import Piece, only_one, run_pieces
 
-__all__ = ["FORMAT", "ClipCache", "ModalityMeta", "cache_root", "ingest", "load_cache"]
+__all__ = ["FORMAT", "ClipCache", "ModalityMeta", "cache_root", "check_modalities", "ingest", "load_cache"]
 
 FORMAT = 2
 """Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
 
 _SHARD_CLIPS, _MOST_SHARDS = 64, 512
+MODALITIES = ("video", "audio")
 _FULL_CHROMA_SIDE = 128  # JPEGs of at most this side keep their colours at full resolution
 _QUARANTINE = ("clip_id", "path", "split", "reason", "detail")
 
@@ -101,10 +102,8 @@ def ingest(
         CRMTError: more than `data.max_failure_share` of the clips failed. What was decoded stays in the cache.
         BadInputError: an unknown modality, or a class or a split of which no clip could be decoded.
     """
-    unknown = set(modalities) - {"video", "audio"}
-    if unknown or not modalities:
-        raise BadInputError(f"clips have the modalities video and audio, not {', '.join(sorted(unknown)) or 'none'}")
-    modalities = tuple(m for m in ("video", "audio") if m in modalities)
+    check_modalities(modalities)
+    modalities = tuple(m for m in MODALITIES if m in modalities)
     key = cache_key(index, data, modalities)
     folder = cache_root(data) / "clips" / f"{index.name}-{key[:16]}"
     if not (folder / "cache.json").exists():
@@ -114,6 +113,17 @@ def ingest(
     cache = load_cache(folder)
     _check_failures(cache, index, data.max_failure_share)
     return cache
+
+
+def check_modalities(names: Iterable[str]) -> None:
+    """Refuse what no clip has.
+
+    Raises:
+        BadInputError: an unknown modality, or none at all.
+    """
+    unknown = sorted(set(names) - set(MODALITIES))
+    if unknown or not set(names):
+        raise BadInputError(f"clips have the modalities {' and '.join(MODALITIES)}, not {', '.join(unknown) or 'none'}")
 
 
 def cache_key(index: ClipIndex, data: DataConfig, modalities: tuple[str, ...]) -> str:

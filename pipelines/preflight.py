@@ -18,7 +18,7 @@ from crmt.errors import BadInputError
 from crmt.methods import method_class
 from pipelines.batches import STREAM_WORKER_CPUS
 from pipelines.config import RunConfig, value_at
-from pipelines.ingest import cache_root
+from pipelines.ingest import cache_root, check_modalities
 from pipelines.measure import attack_plan
 
 MEANING = {"estimate": "estimated radius from training gradients: not sound, audited by attack"}
@@ -110,8 +110,7 @@ def check_settings(config: RunConfig) -> None:
     for name in methods_of(config):
         method_class(name)
     encoders, workers = config.model.encoders, config.sweep.workers
-    if not encoders:
-        raise BadInputError("model.encoders names no modality")
+    check_modalities(list(encoders))
     for modality in encoders:
         for name in _values_of(config, f"model.encoders.{modality}"):
             if name not in ENCODERS:

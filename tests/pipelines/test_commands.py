@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,15 @@ def test_from_a_shell_in_another_folder(tmp_path: Path, script: str, arguments: 
         [sys.executable, PIPELINES / script, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
     assert done.returncode == 2 and message in one_line(done.stderr)
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once() -> None:
+    with socket.socket() as closed:  # bound, but not listening
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        command = [sys.executable, PIPELINES / "sweep.py", "--dataset", "avdigits", "--dry-run", "--address", address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and address in one_line(done.stderr)
 
 
 # ---- a model that comes back

@@ -181,7 +181,8 @@ def test_what_trials_take_and_how_many_fit(small: Small) -> None:
     [
         ({"train": {"method": "crmt"}}, "no training method 'crmt'"),
         ({"search": {"train.method": {"choice": ["jt", "crmt"]}}}, "no training method 'crmt'"),
-        ({"model": {"encoders": {}}}, "names no modality"),
+        ({"model": {"encoders": {}}}, "not none"),
+        ({"model": {"encoders": {"smell": "resnet18"}}}, "not smell"),
         ({"model": {"encoders": {"video": "resnet"}}}, "model.encoders.video: no encoder 'resnet'"),
         ({"search": {"model.encoders.audio": {"choice": ["resnet18", "x"]}}}, "model.encoders.audio: no encoder 'x'"),
         ({"model": {"features": 20}}, "multiple of 8"),
