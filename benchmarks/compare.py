@@ -1,7 +1,7 @@
 """Settings compared over seeds, by the project's own sweep: mean ± deviation of every measured number.
 
-python benchmarks/compare.py crmt_vs_jt      does CRMT-JT help on avdigits? 6 trials, about 5 minutes on 2 cores
-python benchmarks/compare.py calibration     how hard is avdigits? 9 trials of JT, about 5 minutes on 2 cores
+python benchmarks/compare.py crmt_vs_jt      does CRMT-JT help on avdigits? 6 trials, about 10 minutes on 2 cores
+python benchmarks/compare.py calibration     how hard is avdigits? 9 trials of JT, about 7 minutes on 2 cores
 
 Prints a table and writes it to benchmarks/results/<name>.md with the commit, the hardware and the time it took. The run
 is kept under runs/; an interrupted one goes on with --resume DIR.
