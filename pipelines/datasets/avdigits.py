@@ -12,11 +12,11 @@ test. The sound's noise has a root mean square of 0.05 before a gain of ±12 dB.
 Difficulty, calibrated on the decoded clips so that audio is the preferred and the more fragile modality. Plain joint
 training (JT) on one modality or both, accuracy in %, mean of 3 seeds, by `python benchmarks/compare.py calibration`:
 
-                 clean   PGD in the joint ball   video's ball    audio's ball    one modality missing
+                 clean   PGD-20, joint ball      video's ball    audio's ball    one modality missing
                          ε .5    1     2         .5    1    2    .5    1    2    video    audio
     video alone  80.0    17.7    0.9   0.0
-    audio alone  93.6    64.5   31.4   3.0
-    both         95.1    66.7   30.3   2.2       80.5 57.1 18.9  76.1 47.6 11.3  63.9     33.7
+    audio alone  93.6    64.4   31.3   3.0
+    both         95.1    66.7   30.1   2.2       80.5 57.0 18.3  76.1 47.5 11.3  63.9     33.7
 
 Chance is 10 %. Budgets are ℓ2: video in pixels of [0, 1], audio in standardised log-mel.
 """
