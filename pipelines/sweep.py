@@ -31,12 +31,7 @@ from pipelines.prepare import Prepared, prepare
 from pipelines.recorder import Recorder
 from pipelines.report import build_report, print_summary
 from pipelines.results import ResultsStore
-from pipelines.run_folder import (
-    check_free,
-    latest_run,
-    open_run,
-    read_card,
-)
+from pipelines.run_folder import check_free, latest_run, open_run, read_card
 from pipelines.trial import TrialInput
 
 TUNE = "tune"

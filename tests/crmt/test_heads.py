@@ -45,7 +45,7 @@ def test_weight_decay_does_not_harm_the_rows(kind: type[torch.optim.Optimizer], 
     """In somebody's own training loop: torch's parametrisation alone turns every row to 0 after one such step."""
     torch.manual_seed(0)
     head = OrthogonalHead({"a": width}, 4)
-    optimizer = kind(head.parameters(), lr=0.1, weight_decay=0.1)  # type: ignore[call-arg]
+    optimizer = kind(head.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(100):
         optimizer.zero_grad()
         head.logits(head.scores({"a": torch.randn(3, width)})).square().sum().backward()
