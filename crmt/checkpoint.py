@@ -28,6 +28,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(model: MultiModalModel) -> str:
+    """Hex SHA-256 of a model's parameters and buffers as they are now."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
@@ -99,9 +108,10 @@ def _first_line(error: Exception) -> str:
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write what `EpochResult.state()` gave: parameters, the optimiser's tensors and the epoch."""
+    """Write what `EpochResult.state()` gave: parameters, the method's companion, the optimiser's tensors, the epoch."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in state["model"].items()}
+    tensors |= {f"companion/{k}": v for k, v in state.get("companion", {}).items()}
     optimizer = state["optimizer"]
     plain: dict[str, dict[str, Any]] = {}
     for index, entries in optimizer["state"].items():
@@ -131,16 +141,20 @@ def load_state(folder: Path) -> dict[str, Any]:
     if not (folder / _STATE).exists() or sha256_of(folder / _STATE) != card.get("sha256"):
         raise BadInputError(f"{folder / _STATE} is damaged: remove the folder, and training starts anew")
     model: dict[str, Tensor] = {}
+    companion: dict[str, Tensor] = {}
     entries: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in card["plain"].items()}
     for key, value in load_file(folder / _STATE).items():
         kind, _, rest = key.partition("/")
         if kind == "model":
             model[rest] = value
+        elif kind == "companion":
+            companion[rest] = value
         else:
             index, _, name = rest.partition("/")
             entries.setdefault(int(index), {})[name] = value
     return {
         "model": model,
+        "companion": companion,
         "optimizer": {"state": entries, "param_groups": card["groups"]},
         "epoch": card["epoch"],
     }

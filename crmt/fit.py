@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import cos, isfinite, pi
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from crmt.errors import CRMTError
+from crmt.distributed import mean_over_ranks, rank
+from crmt.errors import BadInputError, CRMTError
 from crmt.heads import OrthogonalHead
-from crmt.methods.base import Forward, Method
-from crmt.model import MultiModalModel
-
-
-class Batch(NamedTuple):
-    """Clips as a model takes them."""
-
-    inputs: dict[str, Tensor]
-    """`(B, *shape)` each, in the modality's space."""
-    labels: Tensor
-    """`(B,)`, int64."""
-    ids: tuple[str, ...] = ()
+from crmt.methods.base import Epoch, Forward, Method, Step
+from crmt.modality import Batch, Inputs, check_batch
+from crmt.model import MultiModalModel, evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """SGD with momentum; the learning rate is a function of the epoch alone, so that resuming needs no more."""
+    """The optimiser and its schedule; the learning rate is a function of the epoch alone, so that resuming needs no
+    more."""
 
     epochs: int
     lr: float
+    optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
+    """sgd only."""
     weight_decay: float = 1e-4
     """On all weights but the orthogonal ones, biases, norms and integration weights."""
     schedule: Literal["cosine", "step"] = "cosine"
     step_every: int = 60
     step_factor: float = 0.1
+    noise: Mapping[str, float] = field(default_factory=dict)
+    """modality: deviation, in its space, of Gaussian noise that is added to training inputs."""
+    seed: int = 0
+    """Of the noise, and of what a method draws."""
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, 1-based."""
@@ -59,27 +57,43 @@ class EpochResult:
     state: Callable[[], dict[str, Any]]
 
 
-def _optimizer(model: MultiModalModel, settings: FitSettings) -> torch.optim.SGD:
+def _optimizer(model: MultiModalModel, companion: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     """Weight decay only where it means something: shrinking an orthogonal matrix's parameter only rotates it."""
     orthogonal = isinstance(model.head, OrthogonalHead)
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        free = parameter.ndim < 2 or (orthogonal and name.startswith("head."))
-        (plain if free else decayed).append(parameter)
+    for name, parameter in [*model.named_parameters(), *companion.named_parameters(prefix="companion")]:
+        if parameter.requires_grad:
+            free = parameter.ndim < 2 or (orthogonal and name.startswith("head."))
+            (plain if free else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=settings.lr, momentum=settings.momentum)
+    filled = [g for g in groups if g["params"]]
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(filled, lr=settings.lr)
+    return torch.optim.SGD(filled, lr=settings.lr, momentum=settings.momentum)
 
 
-def _mean_over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
-    values = torch.stack(list(sums.values()))
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-        values = values / dist.get_world_size()
+def _means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+    values = mean_over_ranks(torch.stack(list(sums.values()))) / steps
     return dict(zip(sums, values.tolist(), strict=True))
+
+
+def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
+    """For one step on this rank."""
+    number = 0
+    for part in (seed, epoch, step, rank()):
+        number = (number * 1_000_003 + part) % (2**63)
+    return torch.Generator().manual_seed(number)
+
+
+def _noisy(inputs: Inputs, deviations: Mapping[str, float], generator: torch.Generator) -> Inputs:
+    def noise(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+
+    return {m: x + deviations[m] * noise(x) if deviations.get(m) else x for m, x in inputs.items()}
 
 
 def fit(
@@ -90,6 +104,7 @@ def fit(
     *,
     state: Mapping[str, Any] | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    held_out: Callable[[], Iterable[Batch]] = tuple,
 ) -> Iterator[EpochResult]:
     """Step 1. Train `model` in place; yield one result an epoch.
 
@@ -97,14 +112,21 @@ def fit(
         batches: epoch (1-based) to that epoch's batches, on the model's device; equal in number on every rank.
         state: what an earlier result's `state()` gave; training goes on after that epoch.
         wrap: for data-parallel training, for example DistributedDataParallel.
+        held_out: labelled clips for methods that weigh by generalisation (Gradient Blending); never the test split.
 
     Raises:
+        BadInputError: noise for a modality that the model does not have, or a batch that `check_batch` refuses.
         CRMTError: the loss is no longer finite.
     """
-    optimizer = _optimizer(model, settings)
+    unknown = set(settings.noise) - set(model.modalities)
+    if unknown:
+        raise BadInputError(f"noise for {', '.join(sorted(unknown))}; the model has {', '.join(model.modalities)}")
+    companion = method.prepare(model).to(model.head.bias.device)
+    optimizer = _optimizer(model, companion, settings)
     done = 0
     if state is not None:
         model.load_state_dict(state["model"])
+        companion.load_state_dict(state.get("companion", {}))
         optimizer.load_state_dict(state["optimizer"])
         done = int(state["epoch"])
     forward = cast(Forward, wrap(model))
@@ -113,25 +135,53 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = settings.lr_at(epoch)
         model.train()
+        companion.train()
         sums: dict[str, Tensor] = {}
         steps = 0
         for batch in batches(epoch):
-            terms = method.loss(forward, batch.inputs, batch.labels)
-            optimizer.zero_grad(set_to_none=True)
-            terms.total.backward()
-            optimizer.step()
-            steps += 1
-            right = (terms.output.logits.argmax(1) == batch.labels).float().mean()
-            for name, value in {"loss": terms.total, **terms.parts, "train_accuracy": right}.items():
+            check_batch(model.modalities, batch, model.head.classes)
+            generator = _generator(settings.seed, epoch, steps)
+            step = Step(
+                model=model,
+                companion=companion,
+                forward=forward,
+                inputs=_noisy(batch.inputs, settings.noise, generator),
+                labels=batch.labels,
+                epoch=epoch,
+                generator=generator,
+            )
+            for name, value in _step(method, step, optimizer).items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+            steps += 1
         if not steps:
             raise CRMTError("an epoch had no batch: lower train.batch_size or give more training clips")
-        metrics = _mean_over_ranks({name: value / steps for name, value in sums.items()})
+        metrics = _means(sums, steps)
         if not isfinite(metrics["loss"]):
             raise CRMTError(f"the loss is {metrics['loss']} in epoch {epoch}: lower train.lr (now {settings.lr})")
+        with evaluating(model), torch.no_grad():
+            method.after_epoch(Epoch(model=model, companion=companion, epoch=epoch, held_out=held_out))
         metrics |= {"lr": settings.lr_at(epoch), "seconds": perf_counter() - started}
 
         def capture(epoch: int = epoch) -> dict[str, Any]:
-            return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+            return {
+                "model": model.state_dict(),
+                "companion": companion.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch,
+            }
 
         yield EpochResult(epoch, metrics, capture)
+
+
+def _step(method: Method, step: Step, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """One step of the optimiser; what it measured."""
+    terms = method.loss(step)
+    optimizer.zero_grad(set_to_none=True)
+    terms.total.backward()
+    for parameter in step.companion.parameters():  # the model's are averaged by its wrapper
+        if parameter.grad is not None:
+            parameter.grad = mean_over_ranks(parameter.grad)
+    method.after_backward(step, terms)
+    optimizer.step()
+    right = (terms.output.logits.argmax(1) == step.labels).float().mean()
+    return {"loss": terms.total, **terms.parts, "train_accuracy": right}

@@ -3,43 +3,70 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from crmt.certificates.radius import pairwise_radii
+from crmt.errors import BadInputError
 
 Objective = Literal["clipped", "min", "runner_up"]
+Pair = Literal["sum", "orthogonal"]
+_CHUNK = 2**22
+"""Radii computed at once in the final pass over all scores; bounds its memory to a few hundred MB."""
 
 
 @dataclass(frozen=True)
 class Integration:
-    """What step 2 found."""
+    """What step 2 found; radii and accuracies are over ALL scores that were given."""
 
     weights: Tensor
     """a, `(M, K)`, all above 0."""
     mean_radius_before: float
-    """Mean estimated radius (0 where wrong) on the training scores, with the weights of step 1."""
+    """Mean radius (0 where wrong) on the training scores, with the weights of step 1; infinite radii are left out."""
     mean_radius_after: float
     """Never below `mean_radius_before`, but with the objective `runner_up`."""
+    accuracy_before: float
+    """On the training scores; 0 without any."""
+    accuracy_after: float
     steps: int
+    samples: int
+    """How many samples were optimised over."""
 
 
-def _class_radii(a: Tensor, scores: Tensor, labels: Tensor, bias: Tensor, tau: Tensor) -> Tensor:
-    """r_j(x), `(N, K)`, of an OrthogonalHead with weights a."""
-    single = a * tau
-    return pairwise_radii(a * scores, bias, labels, single[:, :, None] + single[:, None, :])
+class _Scores(NamedTuple):
+    """Cached scores of N samples, and what a radius needs besides a."""
 
+    scores: Tensor
+    labels: Tensor
+    bias: Tensor
+    tau: Tensor
+    pair: Pair
 
-def _signed_radius(a: Tensor, scores: Tensor, labels: Tensor, bias: Tensor, tau: Tensor, runner_up: bool) -> Tensor:
-    """r before the 0 for wrong predictions, `(N,)`; negative where wrong."""
-    per_class = _class_radii(a, scores, labels, bias, tau)
-    if not runner_up:
-        return per_class.amin(1)
-    logits = (a * scores).sum(1) + bias
-    runner = logits.detach().scatter(1, labels[:, None], float("-inf")).argmax(1, keepdim=True)
-    return per_class.gather(1, runner).squeeze(1)
+    def per_class(self, a: Tensor) -> Tensor:
+        """r_j(x), `(N, K)`."""
+        if self.pair == "orthogonal":
+            square = a.square()
+            constants = self.tau[:, :, None] * (square[:, :, None] + square[:, None, :]).sqrt()
+        else:
+            single = a * self.tau
+            constants = single[:, :, None] + single[:, None, :]
+        return pairwise_radii(a * self.scores, self.bias, self.labels, constants)
+
+    def signed(self, a: Tensor, runner_up: bool = False) -> Tensor:
+        """r before the 0 for wrong predictions, `(N,)`; negative where wrong."""
+        per_class = self.per_class(a)
+        if not runner_up:
+            return per_class.amin(1)
+        logits = (a * self.scores).sum(1) + self.bias
+        runner = logits.detach().scatter(1, self.labels[:, None], float("-inf")).argmax(1, keepdim=True)
+        return per_class.gather(1, runner).squeeze(1)
+
+    def chosen(self, rows: Tensor | slice, device: torch.device) -> _Scores:
+        """Those of some samples, moved to the device of the optimisation, in double precision."""
+        scores, labels = self.scores[rows].to(device, torch.float64), self.labels[rows].to(device)
+        return self._replace(scores=scores, labels=labels)
 
 
 def optimise_integration(
@@ -50,8 +77,11 @@ def optimise_integration(
     start: Tensor,
     *,
     objective: Objective = "clipped",
+    pair: Pair = "sum",
+    samples: int | None = 2000,
     steps: int = 400,
     lr: float = 0.02,
+    seed: int = 0,
 ) -> Integration:
     """Maximise the mean radius over a = exp(α) with mean |a| held fixed, by Adam on cached training scores.
 
@@ -61,25 +91,53 @@ def optimise_integration(
     own objective, without that safeguard; carried out well it destroys accuracy, since the runner-up alone is no bound.
 
     Args:
-        scores: s, `(N, M, K)`. labels: y, `(N,)`. bias: b, `(K,)`. tau: τ̂, `(M, K)`. start: a of step 1, `(M, K)`.
+        scores: s, `(N, M, K)`, on any device. labels: y, `(N,)`. bias: b, `(K,)`. tau: τ, `(M, K)`.
+        start: a of step 1, `(M, K)`, above 0; the optimisation runs on its device.
+        pair: what bounds a_y s_y − a_j s_j: `sum`, a_y τ_y + a_j τ_j, always holds; `orthogonal`,
+            τ sqrt(a_y² + a_j²), holds where the rows of W̃ are orthonormal and τ is the constant of the ENCODER.
+        samples: optimise over this many, drawn by `seed`; None takes all. The radii that are compared and returned
+            are of all.
+
+    Raises:
+        BadInputError: shapes that do not fit, no positive start, a negative or infinite τ, or `orthogonal` with a τ
+            that differs between the classes of a modality.
     """
-    scores, bias, tau, start = (t.detach().double() for t in (scores, bias, tau, start))
+    _check(scores, labels, bias, tau, start, objective, pair)
+    device = start.device
+    bias, tau, first = (t.detach().to(device, torch.float64) for t in (bias, tau, start))
+    everything = _Scores(scores.detach(), labels, bias, tau, pair)
+    rows: Tensor | slice = slice(None)
+    if samples is not None and samples < len(labels):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        rows = order[:samples].to(scores.device)
+    some = everything.chosen(rows, device)
+    weights = _optimise(some, first, objective, steps, lr)
+    before, accuracy_before = _measure(everything, first)
+    after, accuracy_after = _measure(everything, weights)
+    if objective != "runner_up" and not after >= before:  # the samples that were optimised over misled it
+        weights, after, accuracy_after = first, before, accuracy_before
+    done = 0 if weights is first else steps
+    return Integration(weights.to(start.dtype), before, after, accuracy_before, accuracy_after, done, len(some.labels))
+
+
+def _optimise(some: _Scores, start: Tensor, objective: Objective, steps: int, lr: float) -> Tensor:
+    """The best weights seen; `start` itself where nothing can be gained."""
     runner_up = objective == "runner_up"
 
     def at(a: Tensor) -> tuple[Tensor, float]:
-        signed = _signed_radius(a, scores, labels, bias, tau, runner_up)
-        honest = signed if not runner_up else _signed_radius(a, scores, labels, bias, tau, False)
+        signed = some.signed(a, runner_up)
+        honest = some.signed(a) if runner_up else signed
         return signed, _finite_mean(honest.detach().clamp_min(0))
 
     signed, before = at(start)
     positive = signed[(signed > 0) & signed.isfinite()]
     if len(positive) == 0 or steps < 1:
-        return Integration(start.float(), before, before, 0)
+        return start
     ceiling = positive.median() if objective == "clipped" else None
     mean = start.mean()
     log_a = start.log().requires_grad_()
     optimizer = torch.optim.Adam([log_a], lr=lr)
-    best, best_value, best_radius = start, float("-inf"), before
+    best, best_value = start, float("-inf")
     for _ in range(steps + 1):
         a = log_a.exp()
         a = a * (mean / a.mean())
@@ -92,13 +150,48 @@ def optimise_integration(
             break
         reached = float(value.detach())
         if reached > best_value and (runner_up or radius >= before):
-            best, best_value, best_radius = a.detach().clone(), reached, radius
+            best, best_value = a.detach().clone(), reached
         optimizer.zero_grad()
         (-value).backward()
         optimizer.step()
-    return Integration(best.float(), before, best_radius, steps)
+    return best
+
+
+@torch.no_grad()
+def _measure(everything: _Scores, a: Tensor) -> tuple[float, float]:
+    """Mean radius, without infinite ones, and accuracy over all samples."""
+    total, finite, right = 0.0, 0, 0
+    size = max(1, _CHUNK // a.numel())
+    for start in range(0, len(everything.labels), size):
+        part = everything.chosen(slice(start, start + size), a.device)
+        radius = part.signed(a).clamp_min(0)
+        known = radius[radius.isfinite()]
+        total, finite = total + float(known.sum()), finite + len(known)
+        logits = (a * part.scores).sum(1) + part.bias
+        right += int((logits.argmax(1) == part.labels).sum())
+    return total / max(finite, 1), right / max(len(everything.labels), 1)
 
 
 def _finite_mean(values: Tensor) -> float:
     finite = values[values.isfinite()]
     return float(finite.mean()) if len(finite) else 0.0
+
+
+def _check(scores: Tensor, labels: Tensor, bias: Tensor, tau: Tensor, start: Tensor, objective: str, pair: str) -> None:
+    if objective not in get_args(Objective) or pair not in get_args(Pair):
+        raise BadInputError(
+            f"step 2 has no objective {objective!r} with pair {pair!r}. Valid: {', '.join(get_args(Objective))}; "
+            f"{', '.join(get_args(Pair))}"
+        )
+    shape = tuple(start.shape)
+    if scores.shape[1:] != shape or tau.shape != shape or bias.shape != shape[1:] or len(labels) != len(scores):
+        raise BadInputError(
+            f"step 2 got scores {tuple(scores.shape)}, labels {tuple(labels.shape)}, bias {tuple(bias.shape)} and τ "
+            f"{tuple(tau.shape)}: they do not fit weights {shape}"
+        )
+    if not bool((start > 0).all() and start.isfinite().all()):
+        raise BadInputError("step 2 starts from integration weights that are all above 0")
+    if not bool((tau >= 0).all() and tau.isfinite().all()):
+        raise BadInputError("step 2 needs a finite τ of 0 or more for every modality and class")
+    if pair == "orthogonal" and not bool((tau == tau[:, :1]).all()):
+        raise BadInputError("the orthogonal pair bound needs one τ a modality, that of its encoder: use pair 'sum'")

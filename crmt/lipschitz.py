@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from crmt.errors import BadInputError
-from crmt.fit import Batch
-from crmt.heads import ConcatHead
+from crmt.heads import OrthogonalHead
+from crmt.modality import Batch, check_batch
 from crmt.model import MultiModalModel, evaluating
 
 _JACOBIAN_ELEMENTS = 64 * 2**20
@@ -23,7 +23,7 @@ class GradientConstants:
     tau: Tensor
     """τ̂_k^(m) = max_i ‖∇ s_k^(m)(x_i^(m))‖₂, `(M, K)`."""
     pair: Tensor | None
-    """max_i ‖∇ (s_y^(m) − s_j^(m))(x_i^(m))‖₂, `(M, K, K)`; what a ConcatHead's radius needs."""
+    """max_i ‖∇ (s_y^(m) − s_j^(m))(x_i^(m))‖₂, `(M, K, K)`; what the radius of a head with a = 1 needs."""
     samples: int
 
     def merged(self, other: GradientConstants) -> GradientConstants:
@@ -37,7 +37,8 @@ class GradientConstants:
 def _class_gradients(model: MultiModalModel, inputs: dict[str, Tensor]) -> Iterator[list[Tensor]]:
     """For each class k in turn, ∇ s_k^(m) flattened, `(B, D_m)`, of every modality.
 
-    One backward pass a class serves all modalities, since s^(m) depends on x^(m) alone.
+    One backward pass a class serves all modalities, since s^(m) depends on x^(m) alone. Where it does not (a head that
+    is not additive), this is ∇_{x^(m)} Σ_m s_k^(m), the fused logit's: what the radius of a head with a = 1 needs.
     """
     leaves = {m: inputs[m].detach().requires_grad_() for m in model.modalities}
     with torch.enable_grad():
@@ -79,17 +80,18 @@ def gradient_constants(
     yet it stays an estimate, a LOWER bound of the true constant.
 
     Args:
-        pairs: also keep the constants of score differences; default: where the head is a ConcatHead.
+        pairs: also keep the constants of score differences; default: for every head but an OrthogonalHead.
 
     Raises:
         BadInputError: no input at all.
     """
-    keep_pairs = isinstance(model.head, ConcatHead) if pairs is None else pairs
+    keep_pairs = not isinstance(model.head, OrthogonalHead) if pairs is None else pairs
     total: GradientConstants | None = None
     width = sum(int(torch.tensor(m.shape).prod()) for m in model.modalities.values())
     chunk = max(1, _JACOBIAN_ELEMENTS // (width * model.head.classes))
     with evaluating(model):
         for batch in batches:
+            check_batch(model.modalities, batch, model.head.classes)
             for start in range(0, len(batch.labels), chunk if keep_pairs else len(batch.labels)):
                 inputs = {m: x[start : start + chunk] for m, x in batch.inputs.items()} if keep_pairs else batch.inputs
                 part = _with_pairs(score_gram(model, inputs)) if keep_pairs else _plain(score_norms(model, inputs))

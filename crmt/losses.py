@@ -1,4 +1,4 @@
-"""The margin regulariser of CRMT (method.md, section 2) and the margin that attacks minimise."""
+"""The margin regulariser of CRMT (method.md, section 2), its form for mixed inputs, and the margin attacks minimise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from math import log
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FLOOR = 1e-5
 """Inside the logarithm, as in the reference code. Without it features only scale up and robustness falls."""
@@ -15,16 +16,32 @@ def margin_regulariser(scores: Tensor, labels: Tensor, floor: float = FLOOR) -> 
     """mean_i log(floor + Σ_m Σ_{k≠y_i} exp(s_k^(m) − s_{y_i}^(m))), finite for scores of any size.
 
     Args:
-        scores: uni-modal scores s, `(B, M, K)`.
+        scores: uni-modal scores s, `(B, M, K)`; fused logits h as one modality, `(B, 1, K)`, give the fused form.
         labels: y, `(B,)`.
 
     Returns: a scalar. Source: paper, section 3.3, the first step of the training procedure.
     """
-    _, modalities, _ = scores.shape
-    index = labels[:, None, None].expand(-1, modalities, 1)
-    differences = (scores - scores.gather(2, index)).scatter(2, index, float("-inf"))
+    return mixed_margin_regulariser(scores, labels, labels, 1.0, floor)
+
+
+def mixed_margin_regulariser(scores: Tensor, first: Tensor, second: Tensor, mix: float, floor: float = FLOOR) -> Tensor:
+    """mean_i log(floor + Σ_m Σ_{k∉{y_a,y_b}} exp(s_k^(m) − λ s_{y_a}^(m) − (1−λ) s_{y_b}^(m))), as finite.
+
+    Where y_a = y_b it is `margin_regulariser`. The reference code subtracts raw scores where exponentials belong.
+
+    Args:
+        scores: of mixed inputs, `(B, M, K)`. first, second: y_a, y_b, `(B,)`. mix: λ, the weight of `first`.
+    """
+    a, b = (labels[:, None, None].expand(-1, scores.shape[1], 1) for labels in (first, second))
+    own = mix * scores.gather(2, a) + (1 - mix) * scores.gather(2, b)
+    differences = (scores - own).scatter(2, a, float("-inf")).scatter(2, b, float("-inf"))
     total = torch.logsumexp(differences.flatten(1), dim=1)
     return torch.logaddexp(total, total.new_tensor(log(floor))).mean()
+
+
+def mixed_cross_entropy(logits: Tensor, first: Tensor, second: Tensor, mix: float) -> Tensor:
+    """λ CE(h, y_a) + (1−λ) CE(h, y_b), a scalar; arguments as in `mixed_margin_regulariser`, logits `(B, K)`."""
+    return mix * F.cross_entropy(logits, first) + (1 - mix) * F.cross_entropy(logits, second)
 
 
 def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:

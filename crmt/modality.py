@@ -1,10 +1,11 @@
-"""What one input is: its shape, the space and box that attacks and radii live in, and its standardisation."""
+"""What one input is: its shape, the space and box that attacks and radii live in, its standardisation; and a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,16 @@ class Modality:
         return self.per_channel(self.mean).to(batch).expand_as(batch).clone()
 
 
+class Batch(NamedTuple):
+    """Labelled clips as a model takes them."""
+
+    inputs: Inputs
+    """`(B, *shape)` each, in the modality's space."""
+    labels: Tensor
+    """`(B,)`, int64."""
+    ids: tuple[str, ...] = ()
+
+
 def check_inputs(modalities: Mapping[str, Modality], inputs: Mapping[str, Tensor]) -> None:
     """Refuse a batch that lacks a modality, has the wrong shape or a different number of inputs by modality.
 
@@ -72,3 +83,30 @@ def check_inputs(modalities: Mapping[str, Modality], inputs: Mapping[str, Tensor
     if len(set(lengths.values())) > 1:
         given = ", ".join(f"{count} of {name!r}" for name, count in lengths.items())
         raise BadInputError(f"the batch has {given}: give as many of every modality")
+
+
+def check_batch(modalities: Mapping[str, Modality], batch: Batch, classes: int) -> None:
+    """Refuse a batch that a model cannot learn from or be measured on.
+
+    Raises:
+        BadInputError: as `check_inputs`; NaN or infinity in an input; labels of another number or out of range.
+    """
+    check_inputs(modalities, batch.inputs)
+    labels = batch.labels
+    if labels.shape != (len(batch.inputs[next(iter(modalities))]),) or labels.dtype != torch.int64:
+        raise BadInputError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}: give one int64 an input")
+    finite = [batch.inputs[m].isfinite().all() for m in modalities]
+    ranged = ((labels >= 0) & (labels < classes)).all()
+    *good, labelled = torch.stack([*finite, ranged]).tolist()  # one transfer from the device
+    for name, fine in zip(modalities, good, strict=True):
+        if not fine:
+            where = [batch.ids[i] for i in _not_finite(batch.inputs[name])[:3] if i < len(batch.ids)]
+            clips = f" (clips {', '.join(where)})" if where else ""
+            raise BadInputError(f"{name!r} holds NaN or infinity{clips}: leave such inputs out or repair them")
+    if not labelled:
+        low, high = int(labels.min()), int(labels.max())
+        raise BadInputError(f"labels run from {low} to {high}; the model's classes are 0 to {classes - 1}")
+
+
+def _not_finite(inputs: Tensor) -> list[int]:
+    return (~inputs.flatten(1).isfinite().all(1)).nonzero().squeeze(1).tolist()

@@ -24,6 +24,8 @@ class Output(NamedTuple):
     """h, `(B, K)`."""
     scores: Tensor
     """s, `(B, M, K)`, in the order of the head's modalities."""
+    features: Inputs
+    """φ, `(B, d_m)` each."""
 
 
 class MultiModalModel(nn.Module):
@@ -42,6 +44,53 @@ class MultiModalModel(nn.Module):
             self.register_buffer(f"_{m.name}_mean", m.per_channel(m.mean), persistent=False)
             self.register_buffer(f"_{m.name}_std", m.per_channel(m.std), persistent=False)
 
+    @staticmethod
+    def around(
+        encoders: Mapping[str, nn.Module],
+        inputs: Mapping[str, Tensor],
+        classes: int,
+        *,
+        head: str = "orthogonal",
+        boxes: Mapping[str, tuple[float, float]] | None = None,
+    ) -> MultiModalModel:
+        """A model around your own encoders, each from a batch of its modality to features `(B, d)`.
+
+        Inputs are taken as they are, without standardisation: budgets and radii are distances between them.
+
+        Args:
+            inputs: a batch to take shapes and widths from; at least 2 inputs.
+            boxes: modality to the range of its valid values, which attacks keep to; left out: any value.
+
+        Raises:
+            BadInputError: encoders and inputs of different modalities, an encoder that does not give `(B, d)`, an
+                unknown head, or fewer features than classes under an orthogonal head.
+        """
+        if head not in HEADS:
+            raise BadInputError(f"no head {head!r}. Valid: {', '.join(HEADS)}")
+        if set(encoders) != set(inputs):
+            raise BadInputError(f"encoders for {', '.join(encoders)}, inputs of {', '.join(inputs)}: give the same")
+        widths, modalities = {}, []
+        for name, encoder in encoders.items():
+            with evaluating(encoder), torch.no_grad():
+                found = encoder(inputs[name])
+            if found.ndim != 2 or len(found) != len(inputs[name]):
+                shape = tuple(found.shape)
+                raise BadInputError(f"the encoder of {name!r} gives {shape}: it must give (batch, features)")
+            widths[name] = found.shape[1]
+            modalities.append(
+                Modality(
+                    name=name,
+                    shape=tuple(inputs[name].shape[1:]),
+                    channel_axis=0,
+                    mean=(0.0,) * inputs[name].shape[1],
+                    std=(1.0,) * inputs[name].shape[1],
+                    box=(boxes or {}).get(name),
+                    space="as given",
+                )
+            )
+        like = next(iter(inputs.values()))
+        return MultiModalModel(modalities, encoders, HEADS[head](widths, classes)).to(like.device, like.dtype)
+
     def features(self, inputs: Mapping[str, Tensor]) -> Inputs:
         """φ^(m)(x^(m)), `(B, d_m)` each."""
         check_inputs(self.modalities, inputs)
@@ -52,14 +101,15 @@ class MultiModalModel(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Output:
         """Inputs `(B, *shape)` of every modality, in its space."""
-        scores = self.head.scores(self.features(inputs))
-        return Output(self.head.logits(scores), scores)
+        features = self.features(inputs)
+        scores = self.head.scores(features)
+        return Output(self.head.logits(scores), scores, features)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, parameters frozen and parametrised weights computed once, until the block ends."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     wanted = [p.requires_grad for p in model.parameters()]
     model.eval()
     model.requires_grad_(False)
@@ -67,7 +117,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with parametrize.cached():
             yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         for parameter, grad in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(grad)
 

@@ -1,4 +1,7 @@
-"""Training methods, one file each, found by name: `create("crmt_jt", rho=2.0)`. A new file is a new method."""
+"""Training methods, one file each, found by name: `create("crmt_jt", rho=2.0)`. A new file is a new method.
+
+Files whose names start with `_` are what several methods share.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from pkgutil import iter_modules
 from typing import Any
 
 from crmt.errors import BadInputError
-from crmt.methods.base import LossTerms, Method
+from crmt.methods.base import Epoch, LossTerms, Method, Step
 
-__all__ = ["LossTerms", "Method", "create", "method_class", "method_names"]
+__all__ = ["Epoch", "LossTerms", "Method", "Step", "create", "method_class", "method_names", "parameters_of_all"]
 
 
 def method_names() -> list[str]:
     """The names of all methods."""
-    return sorted(m.name for m in iter_modules(__path__) if m.name != "base")
+    return sorted(m.name for m in iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
 
 
 def method_class(name: str) -> type[Method]:
@@ -28,7 +31,20 @@ def method_class(name: str) -> type[Method]:
     return import_module(f"crmt.methods.{name}").METHOD
 
 
+def parameters_of_all() -> dict[str, list[str]]:
+    """Every hyperparameter of any method, with the titles of those that have it."""
+    found: dict[str, list[str]] = {}
+    for name in method_names():
+        for parameter in method_class(name).parameters():
+            found.setdefault(parameter, []).append(method_class(name).title)
+    return found
+
+
 def create(name: str, **settings: Any) -> Method:
-    """The method `name`, given those of `settings` that it has; the others have no effect on it."""
+    """The method `name`, given those of `settings` that it has; others, and None, have no effect on it.
+
+    Raises:
+        BadInputError: no such method, or a value that it does not take.
+    """
     kind = method_class(name)
-    return kind(**{k: v for k, v in settings.items() if k in kind.parameters()})
+    return kind(**{k: v for k, v in settings.items() if k in kind.parameters() and v is not None})

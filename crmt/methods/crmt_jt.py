@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn import functional as F
-
-from crmt.losses import margin_regulariser
-from crmt.methods.base import Forward, LossTerms, Method
+from crmt.methods._shared import margin_loss, require
+from crmt.methods.base import LossTerms, Method, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +23,11 @@ class CRMTJT(Method):
     rho: float = 2.0
     """Weight of the margin regulariser; 2 to 5 is good, below 0.5 it stays half trained."""
 
-    def loss(self, forward: Forward, inputs: Mapping[str, Tensor], labels: Tensor) -> LossTerms:
-        output = forward(inputs)
-        entropy = F.cross_entropy(output.logits, labels)
-        margin = margin_regulariser(output.scores, labels)
-        return LossTerms(entropy + self.rho * margin, {"cross_entropy": entropy, "margin_term": margin}, output)
+    def __post_init__(self) -> None:
+        require("rho", self.rho, at_least=0)
+
+    def loss(self, step: Step) -> LossTerms:
+        return margin_loss(step.forward(step.inputs), step.labels, self.rho)
 
 
 METHOD = CRMTJT

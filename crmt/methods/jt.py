@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn import functional as F
-
-from crmt.methods.base import Forward, LossTerms, Method
+from crmt.methods._shared import cross_entropy_loss
+from crmt.methods.base import LossTerms, Method, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +15,8 @@ class JT(Method):
     title = "JT"
     head = "concat"
 
-    def loss(self, forward: Forward, inputs: Mapping[str, Tensor], labels: Tensor) -> LossTerms:
-        output = forward(inputs)
-        entropy = F.cross_entropy(output.logits, labels)
-        return LossTerms(entropy, {"cross_entropy": entropy}, output)
+    def loss(self, step: Step) -> LossTerms:
+        return cross_entropy_loss(step.forward(step.inputs), step.labels)
 
 
 METHOD = JT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crmt.certificates.radius import radii
-from crmt.integration import Integration, Objective, optimise_integration
+from crmt.errors import BadInputError
+from crmt.integration import Integration, Objective, Pair, optimise_integration
 
 OBJECTIVES: tuple[Objective, ...] = ("clipped", "min", "runner_up")
+PAIRS: tuple[Pair, ...] = ("sum", "orthogonal")
 
 
 class Scores(NamedTuple):
@@ -37,22 +40,30 @@ def drawn(seed: int, modalities: int = 2, classes: int = 4, count: int = 60, rig
     return Scores(scores, labels, 0.05 * torch.randn(classes, generator=g), tau, torch.full((modalities, classes), 0.1))
 
 
-def mean_radius(given_scores: Scores, weights: Tensor) -> float:
+def mean_radius(given_scores: Scores, weights: Tensor, pair: Pair = "sum") -> float:
     """Mean r by the certificate's own code, without infinite ones."""
     single = weights * given_scores.tau
+    constants = single[:, :, None] + single[:, None, :]
+    if pair == "orthogonal":
+        constants = (single[:, :, None].square() + single[:, None, :].square()).sqrt()
     found = radii(
         "estimate",
         tuple(f"m{i}" for i in range(len(weights))),
         weights * given_scores.scores,
         given_scores.bias,
         given_scores.labels,
-        single[:, :, None] + single[:, None, :],
+        constants,
     ).joint
     finite = found[found.isfinite()]
     return float(finite.mean()) if len(finite) else 0.0
 
 
-def assert_sound(given_scores: Scores, found: Integration, guarded: bool = True) -> None:
+def accuracy(given_scores: Scores, weights: Tensor) -> float:
+    logits = (weights * given_scores.scores).sum(1) + given_scores.bias
+    return float((logits.argmax(1) == given_scores.labels).float().mean())
+
+
+def assert_sound(given_scores: Scores, found: Integration, guarded: bool = True, pair: Pair = "sum") -> None:
     assert found.weights.shape == given_scores.start.shape
     assert found.weights.dtype == torch.float32
     assert bool(found.weights.isfinite().all())
@@ -60,8 +71,11 @@ def assert_sound(given_scores: Scores, found: Integration, guarded: bool = True)
     assert float(found.weights.mean()) == pytest.approx(float(given_scores.start.mean()), rel=1e-5)
     if guarded:
         assert found.mean_radius_after >= found.mean_radius_before
-    assert mean_radius(given_scores, given_scores.start) == pytest.approx(found.mean_radius_before, rel=1e-4, abs=1e-6)
-    assert mean_radius(given_scores, found.weights) == pytest.approx(found.mean_radius_after, rel=1e-4, abs=1e-6)
+    before, after = (mean_radius(given_scores, a, pair) for a in (given_scores.start, found.weights))
+    assert before == pytest.approx(found.mean_radius_before, rel=1e-4, abs=1e-6)
+    assert after == pytest.approx(found.mean_radius_after, rel=1e-4, abs=1e-6)
+    assert accuracy(given_scores, given_scores.start) == pytest.approx(found.accuracy_before)
+    assert accuracy(given_scores, found.weights) == pytest.approx(found.accuracy_after, abs=1e-3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,14 +87,18 @@ def assert_sound(given_scores: Scores, found: Integration, guarded: bool = True)
     lr=st.sampled_from([0.02, 0.5]),
     right=st.sampled_from([-5.0, 0.0, 2.0, 20.0]),
     uneven=st.booleans(),
+    pair=st.sampled_from(PAIRS),
 )
 def test_mean_radius_never_falls_but_with_the_papers_objective(
-    seed: int, modalities: int, classes: int, objective: Objective, lr: float, right: float, uneven: bool
+    seed: int, modalities: int, classes: int, objective: Objective, lr: float, right: float, uneven: bool, pair: Pair
 ) -> None:
     g = drawn(seed, modalities, classes, count=25, right=right)
     if uneven:
         g = g._replace(start=torch.rand(modalities, classes, generator=torch.Generator().manual_seed(seed)) + 0.01)
-    assert_sound(g, optimise_integration(*g, objective=objective, steps=30, lr=lr), objective != "runner_up")
+    if pair == "orthogonal":
+        g = g._replace(tau=g.tau[:, :1].expand_as(g.tau))
+    found = optimise_integration(*g, objective=objective, pair=pair, steps=30, lr=lr)
+    assert_sound(g, found, objective != "runner_up", pair)
 
 
 @pytest.mark.parametrize("objective", ["clipped", "min"])
@@ -95,12 +113,8 @@ def test_mean_radius_rises_where_one_modality_is_fragile(objective: Objective) -
 def test_clipping_cares_for_the_many_and_not_for_the_far() -> None:
     """Accuracy after the clipped objective is not below that after the plain minimum."""
     g = drawn(3, count=400, right=1.5)
-
-    def accuracy(weights: Tensor) -> float:
-        return float((((weights * g.scores).sum(1) + g.bias).argmax(1) == g.labels).float().mean())
-
     clipped, plain = (optimise_integration(*g, objective=o).weights for o in ("clipped", "min"))
-    assert accuracy(clipped) >= accuracy(plain) - 0.005
+    assert accuracy(g, clipped) >= accuracy(g, plain) - 0.005
 
 
 def test_it_is_deterministic_and_leaves_its_arguments_alone() -> None:
@@ -149,8 +163,10 @@ def test_degenerate_scores(objective: Objective) -> None:
         "all scores zero": same,
         "huge": drawn(2, right=1e4),
     }
-    for name, g in cases.items():
-        found = optimise_integration(*g, objective=objective, steps=20)
+    for (name, g), pair in product(cases.items(), PAIRS):
+        if pair == "orthogonal":
+            g = g._replace(tau=g.tau[:, :1].expand_as(g.tau))
+        found = optimise_integration(*g, objective=objective, pair=pair, steps=20)
         assert bool((found.weights > 0).all()), name
         assert bool(found.weights.isfinite().all()), name
         assert found.mean_radius_before >= 0, name
@@ -163,3 +179,62 @@ def test_no_step_leaves_the_weights() -> None:
     found = optimise_integration(*g, steps=0)
     assert torch.equal(found.weights, g.start)
     assert found.steps == 0
+
+
+def test_the_tighter_pair_bound_gives_larger_radii_and_other_weights() -> None:
+    g = drawn(6)
+    g = g._replace(tau=g.tau[:, :1].expand_as(g.tau))
+    loose, tight = (optimise_integration(*g, pair=pair) for pair in PAIRS)
+    assert tight.mean_radius_before > 1.3 * loose.mean_radius_before  # sqrt 2 where both a are equal
+    assert tight.mean_radius_after > tight.mean_radius_before
+    assert mean_radius(g, tight.weights, "orthogonal") >= mean_radius(g, loose.weights, "orthogonal")
+
+
+def test_a_subset_of_samples_does_as_well_and_everything_is_measured_on_all() -> None:
+    g = drawn(7, count=3000)
+    everything = optimise_integration(*g, samples=None, steps=100)
+    some = optimise_integration(*g, samples=500, steps=100)
+    assert (everything.samples, some.samples) == (3000, 500)
+    assert_sound(g, some)
+    assert some.mean_radius_before == everything.mean_radius_before
+    gained, gained_by_some = (f.mean_radius_after - f.mean_radius_before for f in (everything, some))
+    assert gained_by_some > 0.9 * gained > 0
+    assert torch.equal(optimise_integration(*g, samples=500, steps=100).weights, some.weights)
+    assert not torch.equal(optimise_integration(*g, samples=500, steps=100, seed=1).weights, some.weights)
+
+
+def test_a_misleading_subset_does_not_lower_the_mean_radius_of_all() -> None:
+    """One sample whose only good modality is the bad one of all others."""
+    g = drawn(8, count=400)
+    g.scores[:, 0] = 0.01 * g.scores[:, 0]
+    chosen = int(torch.randperm(400, generator=torch.Generator().manual_seed(0))[0])
+    g.scores[chosen] = g.scores[chosen].flip(0)
+    own = torch.nn.functional.one_hot(g.labels[chosen], 4)
+    g.scores[chosen, 0], g.scores[chosen, 1] = 50.0 * own, 0.0 * own
+    found = optimise_integration(*g, samples=1, objective="min")
+    assert found.mean_radius_after == found.mean_radius_before
+    assert torch.equal(found.weights, g.start)
+    assert found.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tau": torch.rand(2, 3)}, r"τ \(2, 3\): they do not fit weights \(2, 4\)"),
+        ({"labels": torch.zeros(7, dtype=torch.int64)}, r"labels \(7,\)"),
+        ({"bias": torch.zeros(3)}, r"bias \(3,\)"),
+        ({"start": torch.zeros(2, 4)}, r"all above 0"),
+        ({"tau": torch.full((2, 4), float("nan"))}, r"finite τ"),
+        ({"tau": -torch.ones(2, 4)}, r"τ of 0 or more"),
+    ],
+)
+def test_bad_input(change: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        optimise_integration(*drawn(0)._replace(**change))
+
+
+def test_bad_options() -> None:
+    with pytest.raises(BadInputError, match=r"one τ a modality, that of its encoder: use pair 'sum'"):
+        optimise_integration(*drawn(0), pair="orthogonal")
+    with pytest.raises(BadInputError, match=r"no objective 'max' with pair 'sum'. Valid: clipped, min, runner_up"):
+        optimise_integration(*drawn(0), objective="max")  # type: ignore[arg-type]

@@ -1,60 +1,174 @@
-"""Training methods: found by name, given what they have, and the losses that they claim."""
+"""Training methods: found by name, given what they have, and strict about it; one new file is a new method."""
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import fields
+from math import inf, nan
+from pathlib import Path
+
 import pytest
 import torch
-from torch.nn import functional as F
 
+import crmt.methods
 from crmt.errors import BadInputError
+from crmt.fit import FitSettings, fit
 from crmt.heads import HEADS
-from crmt.losses import margin_regulariser
-from crmt.methods import create, method_class, method_names
-from tests.crmt.tiny import learnable, trainable
+from crmt.methods import create, method_class, method_names, parameters_of_all
+from tests.crmt.tiny import learnable, one_step, trainable
+
+TITLES = {
+    "jt": "JT",
+    "gb": "GB",
+    "ogm_ge": "OGM-GE",
+    "pmr": "PMR",
+    "msefm": "MSEFM",
+    "mmat": "MMAT",
+    "mixup": "Mixup",
+    "ojt": "OJT",
+    "crmt_step1": "CRMT-step-1",
+    "crmt_step2": "CRMT-step-2",
+    "crmt_jt": "CRMT-JT",
+    "crmt_at": "CRMT-AT",
+    "crmt_mix": "CRMT-Mix",
+    "jt_log_term": "JT + log term",
+    "ojt_unimodal_ce": "OJT + uni-modal CE",
+}
 
 
-def test_the_methods_are_found() -> None:
-    assert {"jt", "crmt_jt"} <= set(method_names())
-    assert "base" not in method_names()
+def test_all_methods_are_found_under_their_titles() -> None:
+    assert {name: method_class(name).title for name in TITLES} == TITLES
+    assert set(TITLES) <= set(method_names())
+    assert not any(name == "base" or name.startswith("_") for name in method_names())
+    orthogonal = {"ojt", "crmt_step1", "crmt_step2", "crmt_jt", "crmt_at", "crmt_mix", "ojt_unimodal_ce"}
+    assert {n for n in TITLES if method_class(n).head == "orthogonal"} == orthogonal
+    assert {n for n in TITLES if method_class(n).step2} == {"crmt_step2", "crmt_jt", "crmt_at", "crmt_mix"}
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_each_method_trains_a_model_of_its_head(name: str) -> None:
+def test_a_step_of_each_method_gives_every_parameter_a_finite_gradient(name: str, modalities: int) -> None:
     method = create(name)
     assert method.head in HEADS
     assert method.title
-    model = trainable(method.head).train()
+    model = trainable(method.head, modalities).train()
     batch = next(iter(learnable(model)(1)))
-    terms = method.loss(model, batch.inputs, batch.labels)
+    step = one_step(model, batch, method)
+    terms = method.loss(step)
     assert terms.total.shape == ()
     terms.total.backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
-    assert all(v.shape == () for v in terms.parts.values())
+    method.after_backward(step, terms)
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for _, p in trained)
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in step.companion.parameters())
+    assert all(v.shape == () and bool(v.isfinite()) for v in terms.parts.values())
     assert terms.output.logits.shape == (len(batch.labels), 8)
+    assert model.training
+    assert all(m.training for m in model.modules())
 
 
 def test_settings_go_to_the_methods_that_have_them() -> None:
     assert create("crmt_jt", rho=0.7, epsilon=3).rho == 0.7  # type: ignore[attr-defined]
     assert create("jt", rho=0.7) == create("jt")
+    assert create("crmt_jt", rho=None) == create("crmt_jt")
     assert method_class("crmt_jt").parameters() == ("rho",)
-    assert method_class("crmt_jt").step2
-    assert not method_class("jt").step2
+    assert parameters_of_all()["epsilon"] == ["CRMT-AT", "MMAT", "MSEFM"]
+    assert parameters_of_all()["mixup_alpha"] == ["CRMT-Mix", "Mixup"]
 
 
-@pytest.mark.parametrize("rho", [0.0, 2.0])
-def test_crmt_jt_is_cross_entropy_and_rho_times_the_margin_term(rho: float) -> None:
-    model = trainable().eval()
-    batch = next(iter(learnable(model)(1)))
-    output = model(batch.inputs)
-    entropy = F.cross_entropy(output.logits, batch.labels)
-    margin = margin_regulariser(output.scores, batch.labels)
-    terms = create("crmt_jt", rho=rho).loss(model, batch.inputs, batch.labels)
-    torch.testing.assert_close(terms.total, entropy + rho * margin)
-    torch.testing.assert_close(create("jt").loss(model, batch.inputs, batch.labels).total, entropy)
+def test_a_hyperparameter_has_one_default_in_all_methods() -> None:
+    """`train.<name>` is one setting of a configuration, so it must not mean different things."""
+    defaults: dict[str, set[object]] = {}
+    for name in TITLES:
+        for f in fields(method_class(name)):
+            defaults.setdefault(f.name, set()).add(f.default)
+    assert all(len(values) == 1 for values in defaults.values()), defaults
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("rho", -1.0),
+        ("rho", nan),
+        ("epsilon", 0.0),
+        ("epsilon", -0.1),
+        ("epsilon", inf),
+        ("attack_steps", 0),
+        ("mixup_alpha", 0.0),
+        ("unimodal_weight", -1.0),
+        ("msefm_weight", -1.0),
+        ("ogm_alpha", -0.1),
+        ("pmr_alpha", -0.1),
+        ("pmr_momentum", 1.0),
+        ("pmr_momentum", -0.1),
+        ("pmr_entropy", -1.0),
+        ("pmr_entropy_epochs", -1),
+        ("gb_super_epoch", 0),
+    ],
+)
+def test_a_hyperparameter_out_of_range_is_refused_by_every_method_that_has_it(field: str, bad: float) -> None:
+    having = [n for n in TITLES if field in method_class(n).parameters()]
+    assert having
+    for name in having:
+        with pytest.raises(
+            BadInputError, match=rf"^{field} must be a finite number .*, not {bad}: change train.{field}$"
+        ):
+            create(name, **{field: bad})
+
+
+def test_every_hyperparameter_is_checked() -> None:
+    for name in TITLES:
+        for field in method_class(name).parameters():
+            with pytest.raises(BadInputError, match=field):
+                create(name, **{field: nan})
 
 
 def test_an_unknown_method_is_refused_with_the_valid_ones() -> None:
     with pytest.raises(BadInputError, match=r"no training method 'crmt'. Valid: .*crmt_jt.*jt"):
         create("crmt")
-    with pytest.raises(BadInputError, match=r"no training method 'base'"):
-        method_class("base")
+    for hidden in ("base", "_shared"):
+        with pytest.raises(BadInputError, match=rf"no training method '{hidden}'"):
+            method_class(hidden)
+
+
+NEW_METHOD = '''
+"""Label smoothing, as somebody might add it."""
+
+from dataclasses import dataclass
+
+from torch.nn import functional as F
+
+from crmt.methods.base import LossTerms, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSmoothing(Method):
+    title = "Label smoothing"
+    head = "concat"
+
+    smoothing: float = 0.1
+
+    def loss(self, step):
+        output = step.forward(step.inputs)
+        entropy = F.cross_entropy(output.logits, step.labels, label_smoothing=self.smoothing)
+        return LossTerms(entropy, {"cross_entropy": entropy}, output)
+
+
+METHOD = LabelSmoothing
+'''
+
+
+def test_one_new_file_is_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "label_smoothing.py").write_text(NEW_METHOD)
+    monkeypatch.setattr(crmt.methods, "__path__", [*crmt.methods.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    assert "label_smoothing" in method_names()
+    assert parameters_of_all()["smoothing"] == ["Label smoothing"]
+    method = create("label_smoothing", smoothing=0.2, rho=1.0)
+    model = trainable(method.head)
+    results = list(fit(model, method, learnable(model), FitSettings(epochs=2, lr=0.05)))
+    assert results[1].metrics["loss"] < results[0].metrics["loss"]
+    entropy = torch.nn.functional.cross_entropy
+    batch = next(iter(learnable(model)(1)))
+    model.eval()
+    expected = entropy(model(batch.inputs).logits, batch.labels, label_smoothing=0.2)
+    torch.testing.assert_close(method.loss(one_step(model, batch, method)).total, expected)

@@ -9,9 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from crmt.fit import Batch
 from crmt.heads import HEADS, OrthogonalHead
-from crmt.modality import Inputs, Modality
+from crmt.methods.base import Method, Step
+from crmt.modality import Batch, Inputs, Modality
 from crmt.model import ModelSpec, MultiModalModel, build_model
 
 VIDEO = Modality(
@@ -170,3 +170,16 @@ def learnable(
             yield Batch(inputs, labels)
 
     return epoch
+
+
+def one_step(model: MultiModalModel, batch: Batch, method: Method) -> Step:
+    """A training step of `method` on `batch`, as `fit` gives it."""
+    return Step(
+        model=model,
+        companion=method.prepare(model),
+        forward=model,
+        inputs=batch.inputs,
+        labels=batch.labels,
+        epoch=1,
+        generator=torch.Generator().manual_seed(0),
+    )

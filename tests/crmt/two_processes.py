@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from crmt.encoders import BatchNorm
-from crmt.fit import Batch, FitSettings, fit
-from crmt.methods import create
+from crmt.fit import FitSettings, fit
+from crmt.methods import create, method_names
+from crmt.modality import Batch
 from tests.crmt.tiny import learnable, trainable
 
 RANKS = 2
-METHODS = ("crmt_jt", "jt")
-SETTINGS = FitSettings(epochs=3, lr=0.05)
+METHODS = tuple(method_names())
+RANDOM = ("crmt_mix", "mixup", "msefm", "ogm_ge")
+"""These draw while they train."""
+SETTINGS = FitSettings(epochs=2, lr=0.05)
 
 
 def batch_norm(norm: BatchNorm, x: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -61,16 +64,21 @@ def train(
     share: Callable[[Batch], Batch],
     wrap: Callable[[torch.nn.Module], torch.nn.Module],
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """Metrics by epoch and the final weights of a training run on this process's share of each global batch."""
-    created = create(method)
+    """Metrics by epoch and the final state of model and companion, trained on this process's share of each batch."""
+    created = create(method, epsilon=0.2, attack_steps=2, gb_super_epoch=1)
     model = trainable(created.head, 2)
-    whole = learnable(model)
+    whole = learnable(model, batches=2)
 
     def batches(epoch: int) -> Iterable[Batch]:
         return (share(b) for b in whole(epoch))
 
-    metrics = [e.metrics for e in fit(model, created, batches, SETTINGS, wrap=wrap)]
-    return metrics, model.state_dict()
+    def held_out() -> Iterable[Batch]:
+        return batches(1000)
+
+    results = list(fit(model, created, batches, SETTINGS, wrap=wrap, held_out=held_out))
+    state = results[-1].state()
+    companion = {f"companion/{k}": v for k, v in state["companion"].items()}
+    return [e.metrics for e in results], state["model"] | companion
 
 
 def half(batch: Batch, rank: int) -> Batch:

@@ -1,0 +1,97 @@
+"""What several methods share: checks of hyperparameters, losses with their parts, mixing, and training attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from crmt.attacks import Ball
+from crmt.errors import BadInputError
+from crmt.losses import margin_regulariser
+from crmt.methods.base import LossTerms, Step
+from crmt.modality import Inputs
+from crmt.model import MultiModalModel, Output, evaluating
+
+
+def require(name: str, value: float, *, at_least: float = -inf, above: float = -inf, below: float = inf) -> None:
+    """Refuse a hyperparameter outside its range.
+
+    Raises:
+        BadInputError: names the setting, its value and what it may be.
+    """
+    if isfinite(value) and value >= at_least and above < value < below:
+        return
+    limits = {"at least": at_least, "above": above, "below": below}
+    wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if isfinite(limit))
+    raise BadInputError(f"{name} must be a finite number {wanted}, not {value}: change train.{name}")
+
+
+def cross_entropy_loss(output: Output, labels: Tensor) -> LossTerms:
+    """CE(h, y)."""
+    entropy = F.cross_entropy(output.logits, labels)
+    return LossTerms(entropy, {"cross_entropy": entropy}, output)
+
+
+def margin_loss(output: Output, labels: Tensor, rho: float) -> LossTerms:
+    """L1 of CRMT: CE(h, y) + ρ · log Σ_m Σ_{k≠y} exp(s_k^(m) − s_y^(m)), with the floor inside the logarithm."""
+    entropy = F.cross_entropy(output.logits, labels)
+    margin = margin_regulariser(output.scores, labels)
+    return LossTerms(entropy + rho * margin, {"cross_entropy": entropy, "margin_term": margin}, output)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A batch mixed with a permutation of itself: x = λ x_a + (1−λ) x_b in every modality."""
+
+    inputs: Inputs
+    first: Tensor
+    """y_a, `(B,)`."""
+    second: Tensor
+    """y_b, `(B,)`."""
+    mix: float
+    """λ."""
+
+
+def mixed(step: Step, alpha: float) -> Mixed:
+    """One λ ~ Beta(α, α) and one permutation for all modalities, from the step's generator."""
+    seed = int(torch.randint(2**62, (1,), generator=step.generator))
+    mix = float(np.random.default_rng(seed).beta(alpha, alpha))
+    order = torch.randperm(len(step.labels), generator=step.generator).to(step.labels.device)
+    inputs = {m: mix * x + (1 - mix) * x[order] for m, x in step.inputs.items()}
+    return Mixed(inputs, step.labels, step.labels[order], mix)
+
+
+def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball, steps: int) -> Inputs:
+    """Training inputs that maximise the cross-entropy: ℓ2 PGD from x, `steps` steps of 2.5 ε / steps, the last point.
+
+    Not `crmt.attacks.pgd`: that looks for a wrong prediction and stops at the first, where training wants the
+    strongest input (Madry et al., ICLR 2018). The encoders are in evaluation mode, so that batch-norm statistics see
+    training batches only.
+    """
+    clean = {m: inputs[m].detach() for m in model.modalities}
+    attacked = {m: clean[m] for m in ball.attacked}
+    deltas = {m: torch.zeros_like(x) for m, x in attacked.items()}
+    epsilons = ball.epsilons(attacked)
+    with evaluating(model):
+        for _ in range(steps):
+            leaves = {m: d.requires_grad_() for m, d in deltas.items()}
+            with torch.enable_grad():
+                logits = model({m: x + leaves[m] if m in leaves else x for m, x in clean.items()}).logits
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            direction = ball.steepest(dict(zip(leaves, gradients, strict=True)))
+            moved = {m: d.detach() + 2.5 / steps * epsilons[m] * direction[m] for m, d in leaves.items()}
+            deltas = ball.project(moved, attacked, model.modalities)
+    return clean | {m: clean[m] + d for m, d in deltas.items()}
+
+
+def joint_adversarial(step: Step, epsilon: float, steps: int) -> Inputs:
+    """`adversarial` in the joint ball of radius ε over all modalities."""
+    ball = Ball.joint(step.model.modalities, epsilon)
+    return adversarial(step.model, step.inputs, step.labels, ball, steps)

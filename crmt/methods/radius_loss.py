@@ -1,0 +1,64 @@
+"""Radius loss: step 1 for the `lipschitz` certificate: every margin below a shift costs (method.md, section 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from crmt.heads import OrthogonalHead
+from crmt.losses import margin_regulariser
+from crmt.methods._shared import require
+from crmt.methods.base import LossTerms, Method, Step
+from crmt.model import MultiModalModel
+
+NO_FLOOR = 1e-30
+"""The margin term's floor, out of reach of a 1-Lipschitz model's scores: they cannot just scale up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadiusLoss(Method):
+    """L = CE(T (h − shift · onehot_y)) / T + ρ · margin term(T s) / T, with integration weights a = 1 in step 1.
+
+    For encoders of Lipschitz constant 1, whose margins are radii: the shift asks for a margin of that size in h, the
+    temperature T makes the cross-entropy care about margins of that size. The form is that of tempered
+    cross-entropies for 1-Lipschitz networks (Béthune et al., NeurIPS 2022; Prach & Lampert, ECCV 2022) and of the
+    margin regulariser of CRMT (arXiv 2402.06244). Meant for `lipschitz_conv`; with other encoders h only scales up.
+    """
+
+    title = "radius loss"
+    head = "orthogonal"
+    step2 = True
+
+    temperature: float = 8.0
+    """T."""
+    shift: float = 5.0
+    """Margin asked for, in the unit of h, which is that of radii. Larger ones gave larger radii up to here (avdigits,
+    2 to 5) at no cost in accuracy; in the end they must cost right predictions."""
+    rho: float = 0.5
+    """Weight of the margin regulariser."""
+
+    def __post_init__(self) -> None:
+        require("temperature", self.temperature, above=0)
+        require("shift", self.shift, at_least=0)
+        require("rho", self.rho, at_least=0)
+
+    def prepare(self, model: MultiModalModel) -> nn.Module:
+        """Hold a at 1 during step 1."""
+        head = model.head
+        assert isinstance(head, OrthogonalHead)
+        head.set_integration(torch.ones_like(head.integration))
+        head.log_integration.requires_grad_(False)
+        return nn.Module()
+
+    def loss(self, step: Step) -> LossTerms:
+        output = step.forward(step.inputs)
+        shifted = output.logits - self.shift * F.one_hot(step.labels, output.logits.shape[1])
+        entropy = F.cross_entropy(self.temperature * shifted, step.labels) / self.temperature
+        margin = margin_regulariser(self.temperature * output.scores, step.labels, NO_FLOOR) / self.temperature
+        return LossTerms(entropy + self.rho * margin, {"cross_entropy": entropy, "margin_term": margin}, output)
+
+
+METHOD = RadiusLoss
