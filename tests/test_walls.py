@@ -18,7 +18,9 @@ FOREIGN_TO_CRMT = {
 }  # fmt: skip
 
 CRMT_LAYERS = (
+    ("crmt.curves",),
     ("crmt.evaluate",),
+    ("crmt.methods", "crmt.fit"),
     ("crmt.attacks", "crmt.certificates", "crmt.integration", "crmt.lipschitz"),
     ("crmt.model",),
     ("crmt.heads", "crmt.encoders"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import hypot
 from typing import Literal
 
 import torch
@@ -38,10 +39,7 @@ class Ball:
         if self.norm not in ("l2", "linf"):
             raise BadInputError(f"no norm {self.norm!r}. Valid: l2, linf")
         for g in self.groups:
-            low = float(g.epsilon.min()) if isinstance(g.epsilon, Tensor) and g.epsilon.numel() else 0.0
-            low = low if isinstance(g.epsilon, Tensor) else float(g.epsilon)
-            if not low >= 0:
-                raise BadInputError(f"a budget must be 0 or more, not {low}")
+            _check_budget(g.epsilon)
 
     @staticmethod
     def joint(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> Ball:
@@ -59,10 +57,50 @@ class Ball:
 
     def select(self, rows: Tensor) -> Ball:
         """The ball of a subset of the batch, by index."""
-        chosen = (
-            Group(g.modalities, g.epsilon[rows] if isinstance(g.epsilon, Tensor) else g.epsilon) for g in self.groups
-        )
-        return Ball(tuple(chosen), self.norm)
+        return self._with(_rows(g.epsilon, rows) for g in self.groups)
+
+    def scaled(self, factors: Tensor) -> Ball:
+        """The ball with every budget times a factor of its sample, `(B,)`."""
+        return self._with(factors * torch.as_tensor(g.epsilon).to(factors) for g in self.groups)
+
+    def _with(self, budgets: Iterable[Budget]) -> Ball:
+        return Ball(tuple(Group(g.modalities, e) for g, e in zip(self.groups, budgets, strict=True)), self.norm)
+
+    def contains(self, other: Ball) -> bool:
+        """Whether every δ in the other ball is in this one. Both have one budget for all inputs, and the same norm."""
+        if any(float(g.epsilon) > 0 and not set(g.modalities) <= set(self.attacked) for g in other.groups):
+            return False
+        for g in self.groups:
+            parts = [float(o.epsilon) for o in other.groups if set(o.modalities) & set(g.modalities)]
+            longest = hypot(*parts) if self.norm == "l2" else max(parts, default=0.0)
+            if longest > float(g.epsilon):
+                return False
+        return True
+
+    def gauge(self, deltas: Inputs) -> Tensor:
+        """The factor t by which the budgets must be multiplied to just hold δ, `(B,)`: max over groups of ‖δ‖ / ε."""
+        factors = []
+        for g in self.groups:
+            length = self._length([deltas[m] for m in g.modalities])
+            epsilon = _budget(g.epsilon, length)
+            factor = length / epsilon.masked_fill(epsilon == 0, 1)
+            factors.append(torch.where((epsilon == 0) & (length > 0), torch.full_like(factor, float("inf")), factor))
+        return torch.stack(factors).amax(0)
+
+    def gain(self, gradients: Inputs) -> Tensor:
+        """What a linear function of these gradients gains at most in the ball, `(B,)`: Σ over groups of ε ‖g‖_dual."""
+        gains = []
+        for g in self.groups:
+            parts = [gradients[m] for m in g.modalities]
+            sums = torch.stack([p.flatten(1).abs().sum(1) for p in parts]).sum(0)
+            dual = _joint_norm(parts) if self.norm == "l2" else sums
+            gains.append(_budget(g.epsilon, parts[0]) * dual)
+        return torch.stack(gains).sum(0)
+
+    def _length(self, parts: list[Tensor]) -> Tensor:
+        if self.norm == "l2":
+            return _joint_norm(parts)
+        return torch.stack([p.flatten(1).abs().amax(1) for p in parts]).amax(0)
 
     def project(self, deltas: Inputs, around: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Inputs:
         """The nearest δ inside the ball, then clamped so that x + δ is in the box; a clamp never lengthens δ.
@@ -75,12 +113,12 @@ class Ball:
             epsilon = _budget(g.epsilon, deltas[g.modalities[0]])
             if self.norm == "linf":
                 result |= {
-                    m: deltas[m].clamp(-_like(epsilon, deltas[m]), _like(epsilon, deltas[m])) for m in g.modalities
+                    m: deltas[m].clamp(-columns(epsilon, deltas[m]), columns(epsilon, deltas[m])) for m in g.modalities
                 }
                 continue
             length = _joint_norm([deltas[m] for m in g.modalities])
             shrink = torch.where(length > epsilon, epsilon / length.clamp_min(1e-38), torch.ones_like(length))
-            result |= {m: deltas[m] * _like(shrink, deltas[m]) for m in g.modalities}
+            result |= {m: deltas[m] * columns(shrink, deltas[m]) for m in g.modalities}
         for m, delta in result.items():
             box = modalities[m].box
             if box is not None:
@@ -99,15 +137,15 @@ class Ball:
                 continue
             largest = torch.stack([gradients[m].flatten(1).abs().amax(1) for m in g.modalities]).amax(0)
             safe = torch.where(largest > 0, largest, torch.ones_like(largest))
-            scaled = {m: gradients[m] / _like(safe, gradients[m]) for m in g.modalities}
+            scaled = {m: gradients[m] / columns(safe, gradients[m]) for m in g.modalities}
             length = _joint_norm(list(scaled.values()))
             length = torch.where(length > 0, length, torch.ones_like(length))
-            result |= {m: v / _like(length, v) for m, v in scaled.items()}
+            result |= {m: v / columns(length, v) for m, v in scaled.items()}
         return result
 
     def epsilons(self, like: Inputs) -> Inputs:
         """ε of each attacked modality, shaped to multiply a batch of it."""
-        return {m: _like(_budget(g.epsilon, like[m]), like[m]) for g in self.groups for m in g.modalities}
+        return {m: columns(_budget(g.epsilon, like[m]), like[m]) for g in self.groups for m in g.modalities}
 
     def random(self, like: Inputs, generator: torch.Generator | None) -> Inputs:
         """A δ drawn uniformly from the ball (before any box)."""
@@ -117,13 +155,30 @@ class Ball:
             epsilon = _budget(g.epsilon, first)
             noise = {m: _noise(like[m], self.norm, generator) for m in g.modalities}
             if self.norm == "linf":
-                result |= {m: v * _like(epsilon, v) for m, v in noise.items()}
+                result |= {m: v * columns(epsilon, v) for m, v in noise.items()}
                 continue
             size = sum(v[0].numel() for v in noise.values())
             uniform = torch.rand(len(first), generator=generator, device=_device(generator)).to(first)
             scale = epsilon * uniform.pow(1 / size) / _joint_norm(list(noise.values())).clamp_min(1e-38)
-            result |= {m: v * _like(scale, v) for m, v in noise.items()}
+            result |= {m: v * columns(scale, v) for m, v in noise.items()}
         return result
+
+
+def _check_budget(epsilon: Budget) -> None:
+    values = epsilon.detach() if isinstance(epsilon, Tensor) else torch.tensor(float(epsilon), dtype=torch.float64)
+    if not values.numel():
+        return
+    low, high = (float(v) for v in torch.aminmax(values))
+    if not low >= 0:
+        raise BadInputError(f"a budget must be 0 or more, not {low}")
+    if high == float("inf"):
+        raise BadInputError("a budget must be finite, not inf: a large number reaches as far as the box does")
+
+
+def _rows(epsilon: Budget, rows: Tensor) -> Budget:
+    if not isinstance(epsilon, Tensor) or epsilon.shape in ((), (1,)):
+        return epsilon
+    return epsilon[rows.to(epsilon.device)]
 
 
 def _device(generator: torch.Generator | None) -> torch.device:
@@ -145,8 +200,8 @@ def _budget(epsilon: Budget, like: Tensor) -> Tensor:
     return torch.as_tensor(epsilon, dtype=like.dtype, device=like.device).expand(len(like))
 
 
-def _like(values: Tensor, batch: Tensor) -> Tensor:
-    """`(B,)` shaped to broadcast over `batch`."""
+def columns(values: Tensor, batch: Tensor) -> Tensor:
+    """Values of each sample, `(B,)`, shaped to broadcast over `batch`."""
     return values.reshape(-1, *([1] * (batch.ndim - 1)))
 
 

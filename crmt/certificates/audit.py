@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crmt.attacks import Ball, pgd
+from crmt.attacks import AttackSettings, Ball
+from crmt.attacks import attack as run_attack
+from crmt.attacks.registry import check_attack
 from crmt.certificates.radius import Radii
 from crmt.errors import BadInputError
 from crmt.model import MultiModalModel
@@ -31,20 +33,25 @@ def audit(
     labels: Tensor,
     radii: Radii,
     *,
+    attack: str = "auto",
     steps: int = 20,
     restarts: int = 1,
+    queries: int = AttackSettings.queries,
     generator: torch.Generator | None = None,
 ) -> dict[str, Audit]:
-    """Attack at 0.99 r jointly and at 0.99 r^(m) each modality alone: ball name to `Audit`.
+    """Attack at 0.99 r jointly and at 0.99 r^(m) each modality alone, in ℓ2: ball name to `Audit`.
 
     Args:
         inputs: `(N, *shape)` each. labels: `(N,)`. radii: of these inputs.
+        attack: by name; `auto` is the strongest there is. steps, restarts, queries: of it, as in `AttackSettings`.
 
     Raises:
-        BadInputError: not as many radii as inputs.
+        BadInputError: not as many radii as inputs, an unknown attack, and as any attack.
     """
     if len(radii.joint) != len(labels):
         raise BadInputError(f"{len(radii.joint)} radii for {len(labels)} inputs: give the radii of these very inputs")
+    check_attack(attack)
+    settings = AttackSettings(steps=steps, restarts=restarts, queries=queries)
     budgets = {"joint": radii.joint} | {m: radii.unimodal[:, i] for i, m in enumerate(radii.modalities)}
     result = {}
     for name, radius in budgets.items():
@@ -52,14 +59,13 @@ def audit(
         violated = torch.zeros_like(audited)
         chosen = audited.nonzero().squeeze(1)
         if len(chosen):
-            attacked = radii.modalities if name == "joint" else (name,)
-            found = pgd(
+            found = run_attack(
+                attack,
                 model,
                 {m: x[chosen] for m, x in inputs.items()},
                 labels[chosen],
-                Ball.joint(attacked, INSIDE * radius[chosen]),
-                steps=steps,
-                restarts=restarts,
+                Ball.joint(radii.modalities if name == "joint" else (name,), INSIDE * radius[chosen]),
+                settings=settings,
                 generator=generator,
             )
             violated[chosen] = found.broken

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crmt.attacks import Ball, pgd
-from crmt.certificates.audit import audit
 from crmt.certificates.estimate import estimated_radii, pair_constants
 from crmt.certificates.radius import Radii, pairwise_radii, radii
 from crmt.errors import BadInputError
@@ -25,7 +21,6 @@ from tests.crmt.tiny import (
     linear_model,
     mostly_right,
     random_inputs,
-    trainable,
 )
 
 
@@ -172,80 +167,6 @@ def test_a_concat_head_needs_pair_constants() -> None:
     batches = in_batches(random_inputs(model, 3), torch.zeros(3, dtype=torch.long), 3)
     with pytest.raises(BadInputError, match=r"pairs=True"):
         pair_constants(model.head, gradient_constants(model, batches, pairs=False))
-
-
-def unboxed_linear(modalities: int) -> MultiModalModel:
-    """Two classes, where PGD is exact; boxes removed, so that the exact distance is attainable."""
-    model = linear_model("concat", modalities, classes=2)
-    model.modalities = {name: replace(m, box=None) for name, m in model.modalities.items()}
-    return model
-
-
-def scaled(true: Radii, factor: float) -> Radii:
-    return replace(true, joint=factor * true.joint, unimodal=factor * true.unimodal)
-
-
-def test_the_audit_catches_an_overstated_radius_and_passes_the_true_one(modalities: int) -> None:
-    model = unboxed_linear(modalities)
-    inputs = random_inputs(model, 40)
-    labels = mostly_right(model, inputs)
-    true = estimate(model, inputs, labels)
-    honest, overstated = (audit(model, inputs, labels, scaled(true, f), steps=10) for f in (1.0, 1.5))
-    assert set(honest) == {"joint", *model.modalities}
-    for name in honest:
-        assert torch.equal(honest[name].audited, true.joint > 0)
-        assert not bool(honest[name].violated.any())
-        assert torch.equal(overstated[name].audited, true.joint > 0)
-        assert torch.equal(overstated[name].violated, overstated[name].audited)
-
-
-def test_the_audit_catches_it_with_several_classes_too() -> None:
-    model = linear_model("concat", 2, classes=5)
-    model.modalities = {name: replace(m, box=None) for name, m in model.modalities.items()}
-    inputs = random_inputs(model, 60)
-    labels = mostly_right(model, inputs)
-    true = estimate(model, inputs, labels)
-    for result in audit(model, inputs, labels, true, steps=20).values():
-        assert not bool(result.violated.any())
-    for result in audit(model, inputs, labels, scaled(true, 1.5), steps=20).values():
-        assert float(result.violated[result.audited].float().mean()) > 0.95
-
-
-def test_radii_of_zero_and_infinity_are_not_audited() -> None:
-    model = linear_model("concat", 2)
-    inputs = random_inputs(model, 4)
-    with torch.no_grad():
-        labels = model(inputs).logits.argmax(1)
-    radius = torch.tensor([0.0, float("inf"), float("nan"), 1e-6], dtype=torch.float64)
-    found = audit(
-        model, inputs, labels, Radii("x", model.head.modalities, radius, radius[:, None].expand(-1, 2), radius[:, None])
-    )
-    for result in found.values():
-        assert result.audited.tolist() == [False, False, False, True]
-        assert not bool(result.violated.any())
-    nothing = Radii("x", model.head.modalities, torch.zeros(4), torch.zeros(4, 2), torch.zeros(4, 2))
-    assert not any(bool(r.audited.any() | r.violated.any()) for r in audit(model, inputs, labels, nothing).values())
-
-
-def test_radii_of_other_inputs_are_refused() -> None:
-    model = linear_model("concat", 2)
-    inputs = random_inputs(model, 4)
-    radius = Radii("x", model.head.modalities, torch.ones(3), torch.ones(3, 2), torch.ones(3, 2))
-    with pytest.raises(BadInputError, match=r"3 radii for 4 inputs"):
-        audit(model, inputs, torch.zeros(4, dtype=torch.long), radius)
-
-
-def test_on_a_trained_like_network_an_attack_at_ten_radii_succeeds_somewhere() -> None:
-    """The estimate has the right order of magnitude: not broken at r, broken for some input at 50 r."""
-    model = trainable("orthogonal", 2)
-    inputs = random_inputs(model, 32)
-    with torch.no_grad():
-        for _ in range(20):
-            model.train()(inputs)
-        labels = model.eval()(inputs).logits.argmax(1)
-    found = estimate(model, inputs, labels)
-    assert not bool(audit(model, inputs, labels, found, steps=10)["joint"].violated.any())
-    assert bool(pgd(model, inputs, labels, Ball.joint(model.modalities, 50 * found.joint)).broken.any())
 
 
 def test_the_closed_form_is_what_the_model_computes(linear: MultiModalModel) -> None:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
 
-from crmt.attacks import Ball, fgm, pgd
 from crmt.certificates.estimate import estimated_radii
+from crmt.curves import AttackPlan, attack_curves, audit_batches
 from crmt.errors import BadInputError
-from crmt.evaluate import AttackPlan, Predictions, attack_curves, audit_batches, predict
+from crmt.evaluate import Predictions, predict
 from crmt.fit import Batch, FitSettings, fit
 from crmt.heads import OrthogonalHead
 from crmt.integration import optimise_integration
 from crmt.lipschitz import gradient_constants
 from crmt.methods import create
-from crmt.modality import Inputs
 from crmt.model import MultiModalModel, build_model
-from tests.crmt.tiny import exact_distances, in_batches, learnable, linear_model, mostly_right, random_inputs, spec
+from tests.crmt.tiny import in_batches, learnable, linear_model, mostly_right, random_inputs, spec
 
 PLAN = AttackPlan(epsilons=(2.4, 0.2, 0.6, 1.2), steps=5)
 
@@ -86,109 +83,6 @@ def test_nothing_to_evaluate_is_refused() -> None:
         predict(linear_model("concat"), [])
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_pgd_accuracy_never_rises_with_the_budget(
-    trained: tuple[MultiModalModel, Batch], norm: Literal["l2", "linf"]
-) -> None:
-    model, whole = trained
-    plan = replace(PLAN, norm=norm, epsilons=tuple(e / (1 if norm == "l2" else 16) for e in PLAN.epsilons))
-    seen: list[int] = []
-    curves = attack_curves(model, in_batches(whole.inputs, whole.labels, 10), plan, seen.append)
-    assert {(c.attack, c.ball) for c in curves} == {(a, b) for a in ("fgm", "pgd") for b in ("joint", "audio", "video")}
-    assert sum(seen) == 24 * 3
-    by_name = {(c.attack, c.ball): c for c in curves}
-    for curve in curves:
-        assert curve.epsilons == tuple(sorted(plan.epsilons))
-        assert curve.robust.shape == (24, 4)
-        if curve.attack == "pgd":
-            assert bool((curve.robust[:, 1:] <= curve.robust[:, :-1]).all())
-            assert float(curve.robust.float().mean()) <= float(by_name["fgm", curve.ball].robust.float().mean()) + 1e-9
-    joint = by_name["pgd", "joint"].robust.float().mean(0)
-    assert float(joint[0]) > float(joint[-1])
-
-
-def test_fgm_equals_a_direct_call_and_wrong_clips_are_never_robust(trained: tuple[MultiModalModel, Batch]) -> None:
-    model, whole = trained
-    labels = whole.labels.clone()
-    labels[::4] = (labels[::4] + 1) % 4
-    batch = Batch(whole.inputs, labels)
-    curves = attack_curves(model, [batch], replace(PLAN, balls=("joint", "audio")))
-    with torch.no_grad():
-        wrong = model.eval()(whole.inputs).logits.argmax(1) != labels
-    assert bool(wrong.any())
-    for curve in curves:
-        assert not bool(curve.robust[wrong].any())
-        if curve.attack == "fgm":
-            attacked = tuple(model.modalities) if curve.ball == "joint" else (curve.ball,)
-            for column, epsilon in enumerate(curve.epsilons):
-                direct = fgm(model, batch.inputs, labels, Ball.joint(attacked, epsilon))
-                assert torch.equal(curve.robust[:, column], ~direct.broken)
-
-
-@pytest.mark.parametrize("size", [40, 9, 1])
-def test_dropping_broken_clips_changes_nothing_where_pgd_is_exact(size: int) -> None:
-    """Two classes, linear, no box: robust at ε exactly where ε is below the distance, whatever the batches are."""
-    model = linear_model("concat", 2, classes=2)
-    model.modalities = {name: replace(m, box=None) for name, m in model.modalities.items()}
-    inputs = random_inputs(model, 40)
-    labels = mostly_right(model, inputs)
-    joint, single = exact_distances(model, inputs, labels)
-    epsilons = tuple(float(joint.max()) * s for s in (0.1, 0.3, 0.5, 0.7, 0.9, 1.1))
-    curves = attack_curves(model, in_batches(inputs, labels, size), AttackPlan(epsilons=epsilons, steps=5))
-    budgets = torch.tensor(epsilons, dtype=torch.float64)
-    for curve in curves:
-        distance = joint if curve.ball == "joint" else single[:, list(model.modalities).index(curve.ball)]
-        assert torch.equal(curve.robust, budgets[None] < distance[:, None])
-        if size == 40 and curve.ball == "joint":
-            for column, epsilon in enumerate(epsilons):
-                direct = pgd(model, inputs, labels, Ball.joint(model.modalities, epsilon), steps=5)
-                assert torch.equal(curve.robust[:, column], ~direct.broken)
-
-
-def test_each_row_belongs_to_its_clip(trained: tuple[MultiModalModel, Batch]) -> None:
-    model, whole = trained
-    plan = replace(PLAN, names=("fgm",), balls=("joint",))
-    (forth,) = attack_curves(model, in_batches(whole.inputs, whole.labels, 5), plan)
-    order = torch.arange(23, -1, -1)
-    (back,) = attack_curves(
-        model, in_batches({m: x[order] for m, x in whole.inputs.items()}, whole.labels[order], 8), plan
-    )
-    assert torch.equal(back.robust[order], forth.robust)
-
-
-def test_the_seed_decides_the_restarts(trained: tuple[MultiModalModel, Batch]) -> None:
-    model, whole = trained
-    plan = replace(PLAN, names=("pgd",), restarts=2, steps=2)
-    first, second = (attack_curves(model, [whole], plan) for _ in range(2))
-    assert all(torch.equal(a.robust, b.robust) for a, b in zip(first, second, strict=True))
-
-
-def test_plans_name_their_balls() -> None:
-    names = ["audio", "video", "flow"]
-    assert AttackPlan().attacked(names) == {"joint": tuple(names), **{m: (m,) for m in names}}
-    assert AttackPlan(balls=("flow",)).attacked(names) == {"flow": ("flow",)}
-    with pytest.raises(BadInputError, match=r"'smell' is not joint, each or one of audio, video, flow"):
-        AttackPlan(balls=("smell",)).attacked(names)
-
-
-def test_bad_plans_are_refused() -> None:
-    model = linear_model("concat", 2)
-    inputs = random_inputs(model, 2)
-    batches = in_batches(inputs, mostly_right(model, inputs), 2)
-    refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"names": ("apgd",)}, r"no attack 'apgd'. Valid: fgm, pgd"),
-        ({"epsilons": (0.1, -1.0)}, r"a budget must be 0 or more, not -1.0"),
-        ({"epsilons": (float("nan"),)}, r"a budget must be 0 or more, not nan"),
-        ({"norm": "l1"}, r"no norm 'l1'"),
-        ({"loss": "dlr"}, r"no attack loss 'dlr'"),
-        ({"steps": 0, "names": ("pgd",)}, r"steps and restarts must be 1 or more"),
-        ({"balls": ("smell",)}, r"'smell' is not joint"),
-    )
-    for bad, message in refused:
-        with pytest.raises(BadInputError, match=message):
-            attack_curves(model, batches, replace(PLAN, **bad))
-
-
 def whole_chain(name: str, modalities: int, device: str) -> None:
     """fit ▸ τ ▸ step 2 ▸ predictions ▸ radii ▸ curves ▸ audit."""
     method = create(name)
@@ -225,7 +119,7 @@ def whole_chain(name: str, modalities: int, device: str) -> None:
     for curve in curves:
         assert bool((~curve.robust | (radii.joint > 0)[:, None]).all())
     seen: list[int] = []
-    audits = audit_batches(model, test, radii, steps=5, restarts=2, progress=seen.append)
+    audits = audit_batches(model, test, radii, attack="pgd", steps=5, restarts=2, progress=seen.append)
     assert set(audits) == {"joint", *model.modalities}
     assert seen == [16, 16]
     for result in audits.values():
@@ -242,19 +136,3 @@ def test_one_two_and_three_modalities_go_through_the_whole_chain(name: str, moda
 @pytest.mark.parametrize("name", ["jt", "crmt_jt"])
 def test_the_whole_chain_runs_on_a_gpu(name: str) -> None:
     whole_chain(name, 2, "cuda")
-
-
-def test_audits_in_batches_equal_one_audit() -> None:
-    model = linear_model("concat", 2, classes=2)
-    model.modalities = {name: replace(m, box=None) for name, m in model.modalities.items()}
-    inputs: Inputs = random_inputs(model, 20)
-    labels: Tensor = mostly_right(model, inputs)
-    constants = gradient_constants(model, in_batches(inputs, labels, 20))
-    scores = predict(model, in_batches(inputs, labels, 20)).scores
-    true = estimated_radii(model.head, scores, labels, constants)
-    factors = torch.linspace(0.5, 1.5, 20, dtype=torch.float64)
-    mixed = replace(true, joint=true.joint * factors, unimodal=true.unimodal * factors[:, None])
-    for size in (20, 6):
-        audits = audit_batches(model, in_batches(inputs, labels, size), mixed, steps=10)
-        for result in audits.values():
-            assert torch.equal(result.violated, (0.99 * factors > 1) & (true.joint > 0))

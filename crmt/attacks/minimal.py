@@ -1,0 +1,188 @@
+"""A minimal-norm attack: the smallest adversarial radius of every sample, hence a whole accuracy-radius curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import cos, pi
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crmt.attacks.balls import Ball, columns
+from crmt.attacks.losses import likely_targets
+from crmt.attacks.search import Search, check_counts
+from crmt.modality import Inputs
+from crmt.model import MultiModalModel, evaluating
+
+OVERSHOOT = 1e-3
+"""Relative, past a linearised boundary."""
+BISECTIONS = 10
+TARGETS = 9
+"""Most likely other classes whose linearised distances are compared at x; all of them up to ten classes."""
+
+
+class MinimalResult(NamedTuple):
+    """The nearest adversarial inputs of a batch."""
+
+    inputs: Inputs
+    """`(B, *shape)` of every modality, inside its box; x itself where none was found."""
+    radius: Tensor
+    """`(B,)`: how large the ball must be, in multiples of the budgets given (with a budget of 1: the radius itself).
+    0 where the prediction is wrong to begin with, inf where no adversarial input was found."""
+
+
+def minimal_norm(
+    model: MultiModalModel,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    ball: Ball,
+    *,
+    steps: int = 20,
+    restarts: int = 1,
+    start: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> MinimalResult:
+    """The smallest t for which an input inside t times the ball changes the prediction.
+
+    As FMN (Pintor et al., arXiv 2102.12827): gradient steps on the margin, projected to a ball that shrinks where the
+    point is adversarial and grows where it is not. Ours starts at the class whose linearised boundary is nearest, as in
+    DeepFool and FAB, which makes it exact on linear models, and ends with a bisection towards x.
+
+    Args:
+        ball: its shape; the budgets are units: 1.0 gives the radius, a product ball's give the ratio of its sides.
+        restarts: the first run takes any wrong class; run i > 0 aims at the i-th nearest class, from a random start.
+        start: adversarial inputs to start from, where they are nearer than the first run's own.
+        generator: for the random starts.
+
+    Raises:
+        BadInputError: as `pgd`.
+    """
+    check_counts(steps=steps, restarts=restarts)
+    with evaluating(model):
+        search = Search(model, inputs, labels, ball)
+        best = _Nearest(search)
+        if search.begin():
+            # the samples of a run stay: that one is broken does not mean that it is done
+            if start is not None:
+                given = {m: start[m].detach()[search.rows] - x for m, x in search.attacked.items()}
+                best.offer(given, search.evaluate(given))
+            nearest, distance, step = _linearised(search)
+            for run in range(restarts):
+                deltas = step
+                target = None
+                if run:
+                    target = nearest[:, min(run, nearest.shape[1] - 1)] if nearest.shape[1] else None
+                    scale = torch.where(distance.isfinite(), distance, torch.zeros_like(distance))
+                    deltas = search.ball.scaled(scale).random(search.attacked, generator)
+                _run(search, best, deltas, steps, target)
+            best.bisect(search)
+    found = {m: search.clean[m] + d for m, d in best.deltas.items()}
+    return MinimalResult(search.clean | found, best.radius)
+
+
+class _Nearest:
+    """The nearest adversarial δ of every sample of the batch."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.deltas = {m: torch.zeros_like(d) for m, d in search.best.items()}
+        wrong = ~(search.margin > 0)
+        self.radius = torch.full_like(search.margin, float("inf")).masked_fill(wrong, 0.0)
+
+    def offer(self, deltas: Inputs, margin: Tensor) -> None:
+        rows = self.search.rows
+        radius = self.search.ball.gauge(deltas)
+        better = ~(margin > 0) & (radius < self.radius[rows])
+        self.radius[rows] = torch.where(better, radius, self.radius[rows])
+        for m, d in deltas.items():
+            self.deltas[m][rows] = torch.where(columns(better, d), d, self.deltas[m][rows])
+
+    def bisect(self, search: Search) -> None:
+        """Pull every δ back towards x as far as it stays adversarial; the box is convex, so it holds."""
+        far = {m: d[search.rows] for m, d in self.deltas.items()}
+        low = torch.zeros_like(self.radius[search.rows])
+        high = torch.ones_like(low)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            deltas = {m: columns(middle, d) * d for m, d in far.items()}
+            margin = search.evaluate(deltas)
+            self.offer(deltas, margin)
+            high, low = torch.where(margin > 0, high, middle), torch.where(margin > 0, middle, low)
+
+
+def _linearised(search: Search) -> tuple[Tensor, Tensor, Inputs]:
+    """Other classes by linearised distance `(R, T)`, the least such distance `(R,)`, and the step to it."""
+    zero = {m: torch.zeros_like(x) for m, x in search.attacked.items()}
+    targets = likely_targets(search.logits[search.rows], search.labels, TARGETS)
+    least = torch.full_like(search.margin[search.rows], float("inf"))
+    step, distances = zero, []
+    for target in targets.T:
+        gradients, value = search.gradients(zero, "margin", target)
+        gradients = _free(search, zero, gradients)
+        distance = _distance(search.ball, gradients, -value)
+        nearer = distance < least
+        moved = _moved(search, zero, gradients, distance)
+        step = {m: torch.where(columns(nearer, d), moved[m], d) for m, d in step.items()}
+        least = torch.where(nearer, distance, least)
+        distances.append(distance)
+    order = torch.stack(distances, 1).argsort(1) if distances else targets
+    return targets.gather(1, order), least, step
+
+
+def _distance(ball: Ball, gradients: Inputs, margin: Tensor) -> Tensor:
+    """How much further, in multiples of the ball, a linear margin reaches 0; inf where nothing moves it."""
+    gain = ball.gain(gradients)
+    far = margin * (1 + OVERSHOOT) / gain.clamp_min(torch.finfo(gain.dtype).tiny)
+    return torch.where(gain > 0, far, torch.full_like(far, float("inf")))
+
+
+def _moved(search: Search, deltas: Inputs, gradients: Inputs, length: Tensor) -> Inputs:
+    """δ and a step of `length` times the ball along the steepest direction, clamped to the box."""
+    length = torch.where(length.isfinite(), length, torch.zeros_like(length))
+    direction, epsilons = search.ball.steepest(gradients), search.ball.epsilons(deltas)
+    moved = {m: d + columns(length, d) * epsilons[m] * direction[m] for m, d in deltas.items()}
+    return _project(search, moved, search.ball.gauge(moved))
+
+
+def _project(search: Search, deltas: Inputs, factor: Tensor) -> Inputs:
+    """Onto the box, then onto so many times the ball: δ only shrinks towards 0, so it stays in the box, and no budget
+    is spent on what the box cuts off."""
+    finite = torch.where(factor.isfinite(), factor, torch.zeros_like(factor))
+    clamped = dict(deltas)
+    for m, d in deltas.items():
+        box, x = search.model.modalities[m].box, search.inputs[m]
+        clamped[m] = d if box is None else (x + d).clamp(*box) - x
+    return search.ball.scaled(finite).project(clamped, search.attacked, search.model.modalities)
+
+
+def _free(search: Search, deltas: Inputs, gradients: Inputs) -> Inputs:
+    """Gradients without what points out of the box from its edge."""
+    free = {}
+    for m, g in gradients.items():
+        box, point = search.model.modalities[m].box, search.inputs[m] + deltas[m]
+        free[m] = g if box is None else g.masked_fill(((point <= box[0]) & (g < 0)) | ((point >= box[1]) & (g > 0)), 0)
+    return free
+
+
+def _run(search: Search, best: _Nearest, deltas: Inputs, steps: int, target: Tensor | None) -> None:
+    size = search.ball.gauge(deltas)
+    found = torch.zeros_like(size, dtype=torch.bool)
+    for step in range(steps):
+        gradients, value = search.gradients(deltas, "margin", target)
+        gradients, margin = _free(search, deltas, gradients), -value
+        best.offer(deltas, margin)
+        least = best.radius[search.rows]
+        anneal = (1 + cos(pi * step / steps)) / 2
+        shrink = 0.001 + 0.049 * anneal
+        inside = ~(margin > 0)
+        found |= inside
+        estimate = search.ball.gauge(deltas) + _distance(search.ball, gradients, margin)
+        outward = torch.where(found, size * (1 + shrink), estimate)
+        size = torch.where(inside, torch.minimum(size, least) * (1 - shrink), torch.minimum(outward, least))
+        size = torch.where(size.isfinite(), size, search.ball.gauge(deltas))
+        reach = 0.01 + 0.99 * anneal
+        direction, epsilons = search.ball.steepest(gradients), search.ball.epsilons(deltas)
+        moved = {m: d + columns(reach * size, d) * epsilons[m] * direction[m] for m, d in deltas.items()}
+        deltas = _project(search, moved, size)
+    best.offer(deltas, search.evaluate(deltas))

@@ -1,0 +1,166 @@
+"""What all attacks share: the checks, the best δ of every sample, and the samples that still stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crmt.attacks.balls import Ball, columns
+from crmt.attacks.losses import attack_loss
+from crmt.errors import BadInputError
+from crmt.losses import logit_margin
+from crmt.modality import Inputs, check_inputs
+from crmt.model import MultiModalModel
+
+OUTSIDE = 1e-4
+"""By how much an input may lie outside its box: rounding."""
+
+
+class AttackResult(NamedTuple):
+    """The best adversarial inputs of a batch."""
+
+    inputs: Inputs
+    """`(B, *shape)` of every modality, inside ball and box."""
+    margin: Tensor
+    """h_y − max_{k≠y} h_k there, `(B,)`; −inf where it is NaN."""
+
+    @property
+    def broken(self) -> Tensor:
+        """Whether the prediction is wrong, `(B,)`. A tie counts as wrong, and so does NaN."""
+        return ~(self.margin > 0)
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse counts below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise BadInputError(f"{name} must be 1 or more, not {count}")
+
+
+def _check(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball) -> None:
+    unknown = set(ball.attacked) - set(model.modalities)
+    if unknown:
+        raise BadInputError(f"the model has no modality {', '.join(unknown)}; it has {', '.join(model.modalities)}")
+    check_inputs(model.modalities, inputs)
+    count = len(inputs[next(iter(model.modalities))])
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise BadInputError(
+            f"labels are {tuple(labels.shape)} of {labels.dtype}: give {count} class numbers, one for each input"
+        )
+    for name, modality in model.modalities.items() if count else ():
+        low, high = torch.aminmax(inputs[name].detach())
+        if not bool((low + high).isfinite()):
+            raise BadInputError(f"{name!r} has NaN or infinite values: leave these inputs out")
+        box = modality.box
+        if box is not None and (float(low) < box[0] - OUTSIDE or float(high) > box[1] + OUTSIDE):
+            raise BadInputError(
+                f"{name!r} has values in [{float(low):.4g}, {float(high):.4g}], outside its box {list(box)}: scale it"
+            )
+
+
+class Search:
+    """An attack on one batch, to be used under `evaluating(model)`.
+
+    `best` and `margin` are of the whole batch; `deltas` given to its methods are of `rows`, the samples of this run.
+
+    Raises:
+        BadInputError: an unknown or missing modality, inputs that are not finite, or outside their box, or do not fit
+            the model or the budgets, labels out of range.
+    """
+
+    def __init__(self, model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball) -> None:
+        _check(model, inputs, labels, ball)
+        self.model = model
+        self.clean = {m: inputs[m].detach() for m in model.modalities}
+        self.best = {m: torch.zeros_like(self.clean[m]) for m in ball.attacked}
+        self._all = (labels, ball)
+        self._select(torch.arange(len(labels), device=labels.device))
+        ball.epsilons(self.attacked)  # refuses budgets that do not fit
+        with torch.no_grad():
+            self.logits = model(self.clean).logits
+        classes = self.logits.shape[1]
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+            raise BadInputError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {classes - 1}"
+            )
+        self.margin = _nan_is_wrong(logit_margin(self.logits, labels))
+
+    def _select(self, rows: Tensor) -> None:
+        labels, ball = self._all
+        self.rows = rows
+        whole = len(rows) == len(labels)
+        self.inputs = self.clean if whole else {m: x[rows] for m, x in self.clean.items()}
+        self.labels = labels if whole else labels[rows]
+        self.ball = ball if whole else ball.select(rows)
+
+    @property
+    def attacked(self) -> Inputs:
+        """x of the attacked modalities, of `rows`."""
+        return {m: self.inputs[m] for m in self.best}
+
+    def begin(self, drop_broken: bool = True) -> bool:
+        """Start a run on all samples that stand (or on all); whether there are any."""
+        wanted = (self.margin > 0) if drop_broken else torch.ones_like(self.margin, dtype=torch.bool)
+        self._select(wanted.nonzero().squeeze(1))
+        return len(self.rows) > 0
+
+    def narrowed(self) -> Tensor | None:
+        """Drop samples that fell, once at most half stand; the positions kept in the former `rows`, None if all."""
+        kept = (self.margin[self.rows] > 0).nonzero().squeeze(1)
+        if 2 * len(kept) > len(self.rows):
+            return None
+        self._select(self.rows[kept])
+        return kept
+
+    def start(self, start: Mapping[str, Tensor] | None) -> Inputs:
+        """δ of the first run: from adversarial inputs of the whole batch, or 0."""
+        if start is None:
+            return {m: torch.zeros_like(x) for m, x in self.attacked.items()}
+        check_inputs({m: self.model.modalities[m] for m in self.best}, start)
+        return self.project({m: start[m].detach()[self.rows] - x for m, x in self.attacked.items()})
+
+    def random(self, generator: torch.Generator | None) -> Inputs:
+        """δ of a later run."""
+        return self.project(self.ball.random(self.attacked, generator))
+
+    def project(self, deltas: Inputs) -> Inputs:
+        return self.ball.project(deltas, self.attacked, self.model.modalities)
+
+    @torch.no_grad()
+    def evaluate(self, deltas: Inputs) -> Tensor:
+        """The margins at x + δ, `(R,)`; what is better than all before is kept."""
+        logits = self.model({m: x + deltas[m] if m in deltas else x for m, x in self.inputs.items()}).logits
+        return self.keep(deltas, logits)
+
+    def keep(self, deltas: Inputs, logits: Tensor) -> Tensor:
+        """The margins of these logits; what is better than all before is kept."""
+        margin = _nan_is_wrong(logit_margin(logits, self.labels))
+        best = self.margin[self.rows]
+        better = margin < best
+        self.margin[self.rows] = torch.where(better, margin, best)
+        for m, d in deltas.items():
+            self.best[m][self.rows] = torch.where(columns(better, d), d, self.best[m][self.rows])
+        return margin
+
+    def gradients(self, deltas: Inputs, loss: str, targets: Tensor | None = None) -> tuple[Inputs, Tensor]:
+        """Gradients by δ of the loss at x + δ, and the loss, `(R,)`; what is better than all before is kept."""
+        leaves = {m: d.detach().requires_grad_() for m, d in deltas.items()}
+        with torch.enable_grad():
+            logits = self.model({m: x + leaves[m] if m in leaves else x for m, x in self.inputs.items()}).logits
+            value = attack_loss(loss, logits, self.labels, targets)
+            self.keep(deltas, logits.detach())
+            if not value.requires_grad:  # one class, or encoders that ignore what is attacked
+                return {m: torch.zeros_like(d) for m, d in deltas.items()}, value
+            found = torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
+        # a norm at 0 has a NaN gradient in many models: that direction is left out
+        return {m: torch.nan_to_num(g) for m, g in zip(leaves, found, strict=True)}, value.detach()
+
+    def result(self) -> AttackResult:
+        return AttackResult(self.clean | {m: self.clean[m] + d for m, d in self.best.items()}, self.margin)
+
+
+def _nan_is_wrong(margin: Tensor) -> Tensor:
+    return torch.where(margin.isnan(), torch.full_like(margin, float("-inf")), margin)

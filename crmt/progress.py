@@ -1,0 +1,12 @@
+"""How long operations tell how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int], None]
+"""Called with the number of inputs done since the last call."""
+
+
+def silent(_: int) -> None:
+    """Tells nobody."""
