@@ -10,7 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crmt.distributed import world_size
 from crmt.errors import BadInputError
+from crmt.lipschitz_encoder import LipschitzEncoder
 from crmt.modality import Modality
 
 
@@ -38,9 +40,9 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not (self.training and world_size() > 1):
             return super().forward(input)
-        ranks = dist.get_world_size()
+        ranks = world_size()
         mean = cast(Tensor, _SumOverRanks.apply(input.mean((0, 2, 3)))) / ranks
         square = (input - mean[:, None, None]).square().mean((0, 2, 3))
         var = cast(Tensor, _SumOverRanks.apply(square)) / ranks
@@ -125,7 +127,17 @@ def resnet18(channels: int, features: int) -> nn.Module:
     )
 
 
-ENCODERS: dict[str, Callable[[int, int], nn.Module]] = {"small_resnet": small_resnet, "resnet18": resnet18}
+def _shared_trunk(trunk: Callable[[int, int], nn.Module]) -> Callable[[Modality, int], nn.Module]:
+    return lambda modality, features: ConvEncoder(trunk(modality.shape[modality.channel_axis], features))
+
+
+ENCODERS: dict[str, Callable[[Modality, int], nn.Module]] = {
+    "small_resnet": _shared_trunk(small_resnet),
+    "resnet18": _shared_trunk(resnet18),
+    "lipschitz_conv": LipschitzEncoder,
+}
+LIPSCHITZ_ENCODERS = ("lipschitz_conv",)
+"""Those that are 1-Lipschitz in the raw input by construction: what the certificate `lipschitz` needs."""
 
 
 def build_encoder(name: str, modality: Modality, features: int) -> nn.Module:
@@ -138,4 +150,4 @@ def build_encoder(name: str, modality: Modality, features: int) -> nn.Module:
         raise BadInputError(f"no encoder {name!r} for {modality.name!r}. Valid: {', '.join(ENCODERS)}")
     if features < 8 or features % 8:
         raise BadInputError(f"features must be a multiple of 8, not {features}")
-    return ConvEncoder(ENCODERS[name](modality.shape[modality.channel_axis], features))
+    return ENCODERS[name](modality, features)

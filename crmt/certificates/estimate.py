@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crmt.certificates.radius import Radii, radii
 from crmt.errors import BadInputError
-from crmt.heads import ConcatHead, Head
+from crmt.heads import Head, OrthogonalHead
 from crmt.lipschitz import GradientConstants
 
 CERTIFICATE = "estimate"
@@ -15,10 +15,10 @@ CERTIFICATE = "estimate"
 
 @torch.no_grad()
 def pair_constants(head: Head, constants: GradientConstants) -> Tensor:
-    """η̂, `(M, K, K)`: |a_y| τ̂_y + |a_j| τ̂_j (OrthogonalHead), or c_j τ̂_j of the score difference (ConcatHead)."""
-    if isinstance(head, ConcatHead):
+    """η̂, `(M, K, K)`: |a_y| τ̂_y + |a_j| τ̂_j (OrthogonalHead), or of the score difference (a = 1)."""
+    if not isinstance(head, OrthogonalHead):
         if constants.pair is None:
-            raise BadInputError("a ConcatHead's radius needs gradient_constants(..., pairs=True)")
+            raise BadInputError(f"the radius of a {type(head).__name__} needs gradient_constants(..., pairs=True)")
         return constants.pair
     single = head.integration.abs() * constants.tau.to(head.bias.device)
     return single[:, :, None] + single[:, None, :]

@@ -29,6 +29,38 @@ def test_frames_share_the_trunk_and_are_averaged() -> None:
     torch.testing.assert_close(encoder(x.flip(1)), expected)
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8), (3, 3, 5, 9)])
+def test_the_lipschitz_encoder_takes_any_size_and_sums_frames_over_the_root(shape: tuple[int, ...]) -> None:
+    channel_axis = len(shape) - 3
+    modality = replace(IMAGE, shape=shape, channel_axis=channel_axis)
+    encoder = build_encoder("lipschitz_conv", modality, 16).eval()
+    x = torch.randn(4, *shape)
+    if len(shape) == 3:
+        assert encoder(x).shape == (4, 16)
+        return
+    frames = shape[0]
+    single = build_encoder("lipschitz_conv", replace(modality, shape=(1, *shape[1:])), 16).eval()
+    single.load_state_dict(encoder.state_dict())
+    expected = torch.stack([single(x[:, t : t + 1]) for t in range(frames)]).sum(0) / frames**0.5
+    torch.testing.assert_close(encoder(x), expected)
+
+
+def test_the_lipschitz_encoder_undoes_the_division_by_the_deviation() -> None:
+    wide = replace(IMAGE, std=(1.0, 1.0, 1.0))
+    narrow = build_encoder("lipschitz_conv", IMAGE, 16)
+    plain = build_encoder("lipschitz_conv", wide, 16)
+    plain.load_state_dict(narrow.state_dict())
+    raw = torch.randn(4, *IMAGE.shape)
+    torch.testing.assert_close(narrow(raw / IMAGE.per_channel(IMAGE.std)), plain(raw))
+
+
+def test_lipschitz_gradients_reach_every_parameter() -> None:
+    encoder = build_encoder("lipschitz_conv", IMAGE, 16)
+    encoder(torch.randn(8, *IMAGE.shape)).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
 def test_batch_norm_alone_is_torchs() -> None:
     ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
     x = torch.randn(5, 3, 4, 4)
