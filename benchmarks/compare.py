@@ -22,6 +22,7 @@ import pandas as pd
 from crmt.errors import BadInputError
 from pipelines.command import run_command
 from pipelines.config import CONFIG_DIR, RunConfig, load_config, with_values
+from pipelines.report_names import ATTACK_NAMES, certificate_name
 from pipelines.results import ResultsStore, open_store
 from pipelines.run_folder import read_card
 from pipelines.sweep import run_sweep
@@ -91,10 +92,13 @@ def numbers(store: ResultsStore) -> pd.DataFrame:
     curves = curves[curves.final & (curves.split == "test")]
     rows = []
     for row in metrics.itertuples():
-        name = SHOWN[str(row.name)] + (f" {row.modality}" if isinstance(row.modality, str) else "")
+        name = SHOWN[str(row.name)].format(radius=radius_name(row.certificate))
+        name += f" {row.modality}" if isinstance(row.modality, str) else ""
         rows.append((row.trial_id, name, row.value * (100 if row.name in SHARES else 1)))
     for row in curves.itertuples():
-        rows.append((row.trial_id, f"{row.attack} {row.ball} {row.epsilon:g}", 100 * row.accuracy))
+        budgets = json.loads(row.budgets) if isinstance(row.budgets, str) else {}
+        budget = ", ".join(f"{m} {e:g}" for m, e in budgets.items()) or f"{row.epsilon:g}"
+        rows.append((row.trial_id, f"{row.attack} {row.ball} {budget}", 100 * row.accuracy))
     table = pd.DataFrame(rows, columns=["trial_id", "number", "value"])
     table["setting"] = [setting_name(params[t]) for t in table.trial_id]
     return table
@@ -105,10 +109,15 @@ SHOWN = {
     "clean_accuracy": "clean",
     "unimodal_accuracy": "by scores of",
     "missing_accuracy": "without",
-    "mean_radius": "mean estimated radius",
-    "audit_violations": "audit violations",
-    "indicator_ratio": "indicator video / audio",
+    "mean_radius": "mean {radius} radius",
+    "audit_violations": "violated {radius} radii",
+    "indicator_ratio": "indicator video / audio ({radius})",
 }
+
+
+def radius_name(certificate: object) -> str:
+    """What a radius is called; older runs had the estimate alone and did not say so."""
+    return certificate_name(certificate if isinstance(certificate, str) else "estimate")
 
 
 def markdown(store: ResultsStore) -> str:
@@ -123,7 +132,7 @@ def markdown(store: ResultsStore) -> str:
         for setting in settings:
             if (number, setting) in grouped.index:
                 cell = grouped.loc[(number, setting)]
-                digits = 1 if abs(cell["mean"]) >= 5 or "pgd" in number else 2
+                digits = 1 if abs(cell["mean"]) >= 5 or number.partition(" ")[0] in ATTACK_NAMES else 2
                 cells.append(f"{cell['mean']:.{digits}f} ± {cell['std']:.{digits}f}")
             else:
                 cells.append("–")

@@ -14,58 +14,40 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from pipelines.report_data import (
-    CERTIFICATE_NAMES,
-    JOINT,
-    METHOD_NAMES,
     RunData,
     accuracy_from_radii,
     distinct,
     final_rows,
     format_value,
-    method_name,
     params_of,
     params_text,
 )
+from pipelines.report_names import JOINT, attack_name, attacks_in_order, colour_of, mark_of, method_name, settings_text
 
-COLOURS = (
-    "#3478d4",
-    "#e07b28",
-    "#23936a",
-    "#ae4d9b",
-    "#b8921a",
-    "#cf4358",
-    "#459fc4",
-    "#7767d4",
-    "#7f9130",
-    "#8f6b55",
-    "#dc7fa6",
-    "#62708a",
-    "#2fb0a4",
-    "#a5412f",
-    "#93a1b5",
-)
 GREY = "#8a929e"
 GRID = "rgba(128,136,148,.22)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-DASHES = {"estimate": "6px,4px", "lipschitz": "16px,5px", "smoothing": "16px,4px,3px,4px"}
+DASHES = {
+    "estimate": "6px,4px",
+    "lipschitz": "16px,5px",
+    "smoothing": "16px,4px,3px,4px",
+    "fgm": "1.5px,3px",
+    "noise": "1px,6px",
+    "pgd": "9px,3px",
+    "apgd_ce": "9px,3px,2px,3px",
+    "apgd_dlr": "9px,3px,2px,3px,2px,3px",
+    "minimal_norm": "3px,3px",
+    "square": "4px,8px",
+}
+"""Of lines that are not the headline's, which is solid."""
 MANY = 5
-"""More methods than this, and a figure draws no bands and begins with the PGD curves alone."""
+"""More methods than this, and a figure draws no bands and begins with the headline's attack alone."""
 TRAIN_LOSS = ("loss", "train_loss")
 LEARNING_PANELS = (
     ("Training loss", TRAIN_LOSS, False),
     ("Validation accuracy, clean", ("val_accuracy", "validation_accuracy"), True),
     ("Validation accuracy, attacked", ("val_robust_accuracy", "validation_robust_accuracy"), True),
 )
-
-
-def colour_of(method: Any) -> str:
-    """The same colour for a method in every figure of every report."""
-    known = list(METHOD_NAMES)
-    name = str(method)
-    if name in known:
-        return COLOURS[known.index(name)]
-    spare = COLOURS[len(known) :]
-    return spare[sum(name.encode()) % len(spare)]
 
 
 def safe(text: Any) -> str:
@@ -114,6 +96,40 @@ def _wrapped(label: str, space: str, width: int) -> str:
     return f"{label}<br>({';<br>'.join(map(safe, lines))})" if space else label
 
 
+# --- all methods in one line each --------------------------------------------------------------------
+
+
+def ranking_figure(data: RunData) -> go.Figure:
+    """A line a method, the best on top: accuracy under the headline's attack and clean, with intervals."""
+    epsilon = data.headline
+    clean = {m: data.metric(t, "clean_accuracy") for m, t in data.best.items()}
+    attacked = {m: data.attacked(t, epsilon) if epsilon is not None else clean[m] for m, t in data.best.items()}
+    order = sorted(data.best, key=lambda m: attacked[m].value if np.isfinite(attacked[m].value) else -1.0)
+    figure = go.Figure()
+    for method in order:
+        name, colour = safe(method_name(method)), colour_of(method)
+        for kind, share, symbol in (("clean", clean[method], "-open"), (data.attack, attacked[method], "")):
+            if not np.isfinite(share.value):
+                continue
+            line = {"width": 1.6, "color": colour}
+            ends = {"array": [share.high - share.value], "arrayminus": [share.value - share.low]}
+            figure.add_trace(
+                go.Scatter(
+                    x=[share.value],
+                    y=[name],
+                    mode="markers",
+                    marker={"size": 10, "color": colour, "symbol": mark_of(method) + symbol, "line": line},
+                    error_x={"type": "data", **ends, "thickness": 1.4, "width": 0} if share.has_interval else None,
+                    hovertemplate=f"{name}, {safe(attack_name(kind))}<br>%{{x:.1%}}, n = {share.n}<extra></extra>",
+                    meta=meta(method, "ranking"),
+                )
+            )
+    style(figure, 70 + 25 * len(order), "Accuracy on the test split", "")
+    figure.update_xaxes(range=[0, 1.02], tickformat=".0%", dtick=0.25)
+    figure.update_yaxes(categoryorder="array", categoryarray=[safe(method_name(m)) for m in order])
+    return figure.update_layout(margin={"l": 140, "t": 8, "b": 52})
+
+
 # --- robustness curves -------------------------------------------------------------------------------
 
 
@@ -137,7 +153,7 @@ def robustness_figure(data: RunData, ball: str, norm: str = "l2", wide: bool = F
     if data.chance:
         _add_chance(figure, data.chance, limit)
     for method, trial_id in data.best.items():
-        for attack in ("fgm", "pgd"):
+        for attack in reversed(attacks_in_order({data.attack, *data.attacks})):  # the headline's lies on top
             _add_attack(figure, data, method, trial_id, ball, norm, attack)
         if norm == "l2":
             _add_radii(figure, data, method, trial_id, ball, limit)
@@ -176,7 +192,9 @@ def _add_chance(figure: go.Figure, chance: float, limit: float) -> None:
 
 def shown_at_first(data: RunData, kind: str) -> bool:
     """Whether a kind of curve is on when the page opens."""
-    return kind == "pgd" or len(data.best) <= MANY
+    if kind == data.attack:
+        return True
+    return len(data.best) <= MANY and (kind not in data.attacks or len(data.attacks) <= 2)
 
 
 def _add_attack(
@@ -193,9 +211,9 @@ def _add_attack(
     y = np.array([*(c.value for c in start), *rows.accuracy])
     low = np.array([*(c.low for c in start), *rows.low])
     high = np.array([*(c.high for c in start), *rows.high])
-    colour, pgd = colour_of(method), attack == "pgd"
+    colour, main = colour_of(method), attack == data.attack
     known = np.isfinite(low) & np.isfinite(high)
-    if pgd and known.sum() > 1 and len(data.best) <= MANY:
+    if main and known.sum() > 1 and len(data.best) <= MANY:
         figure.add_trace(
             go.Scatter(
                 x=np.concatenate([x[known], x[known][::-1]]).tolist(),
@@ -208,15 +226,17 @@ def _add_attack(
                 meta=meta(method, attack),
             )
         )
-    name = f"{safe(method_name(method))}, {attack.upper()}"
+    name = f"{safe(method_name(method))}, {safe(attack_name(attack))}"
     figure.add_trace(
         go.Scatter(
             x=x.tolist(),
             y=y.tolist(),
             customdata=np.stack([low, high], axis=1).tolist(),
-            mode="lines+markers" if pgd else "lines",
-            line={"color": colour, "width": 2.4 if pgd else 1.2, "dash": "solid" if pgd else "dot"},
-            marker={"size": 6},
+            mode="lines+markers" if main else "lines",
+            line={"color": colour, "width": 2.4, "dash": "solid"}
+            if main
+            else {"color": colour, "width": 1.3, "dash": DASHES.get(attack, "dot")},
+            marker={"size": 7, "symbol": mark_of(method)},
             hovertemplate=f"{name}<br>ε = %{{x:g}}: %{{y:.1%}}<br>95 % interval %{{customdata[0]:.1%}} – "
             "%{customdata[1]:.1%}<extra></extra>",
             meta=meta(method, attack),
@@ -231,7 +251,7 @@ def _add_radii(figure: go.Figure, data: RunData, method: str, trial_id: str, bal
         rows = data.radii(trial_id, certificate, ball)
         if rows.empty:
             continue
-        word = CERTIFICATE_NAMES.get(certificate, certificate)
+        word = data.certificate_name(certificate)
         dash = DASHES.get(certificate, "6px,4px")
         figure.add_trace(
             go.Scatter(
@@ -279,7 +299,7 @@ def _learning_figure(data: RunData, rows: pd.DataFrame, percent: bool) -> go.Fig
                 x=curve.epoch.tolist(),
                 y=curve.value.tolist(),
                 mode="lines+markers" if few_points else "lines",
-                marker={"size": 4 if len(curve) > 1 else 6},
+                marker={"size": 5 if len(curve) > 1 else 7, "symbol": mark_of(trial.method)},
                 line={"color": colour_of(trial.method), "width": 2 if chosen else 1.1},
                 opacity=1.0 if chosen else 0.7 if done else 0.32,
                 hovertemplate=f"{trial_label(trial)}<br>epoch %{{x}}: %{{y:{'.1%' if percent else '.4g'}}}"
@@ -320,7 +340,7 @@ def step2_figure(pairs: pd.DataFrame, percent: bool) -> go.Figure:
                 y=[pair.step1, pair.step2],
                 mode="lines+markers",
                 line={"color": colour_of(pair.method), "width": 1.6},
-                marker={"size": 7},
+                marker={"size": 7, "symbol": mark_of(pair.method)},
                 opacity=0.85,
                 hovertemplate=f"{trial_label(pair)}<br>%{{x}}: {value}<extra></extra>",
                 meta=meta(pair.method, str(pair.status)),
@@ -357,15 +377,12 @@ def scaled(figure: go.Figure, values: pd.Series, axis: str, col: int | None = No
 
 
 def attack_settings(data: RunData) -> str:
-    """`20 steps, 1 restart, margin loss` of the PGD rows, where they all agree."""
+    """`PGD, APGD-CE: 20 steps, 1 restart, margin loss; FGM: ...`: of the attacks whose rows all agree."""
     curves = data.tables["curves"]
-    found = curves[curves.attack == "pgd"].settings.dropna().unique()
-    if len(found) != 1:
-        return ""
-    settings = params_of(found[0])
-    words = [f"{settings['steps']} steps"] if "steps" in settings else []
-    if "restarts" in settings:
-        words.append(f"{settings['restarts']} restart{'s' if settings['restarts'] != 1 else ''}")
-    if "loss" in settings:
-        words.append(f"{str(settings['loss']).replace('_', '-')} loss")
-    return ", ".join(words)
+    names: dict[str, list[str]] = {}
+    for attack in data.attacks:
+        found = curves[curves.attack == attack].settings.dropna().unique()
+        text = settings_text(params_of(found[0])) if len(found) == 1 else ""
+        if text:
+            names.setdefault(text, []).append(attack_name(attack))
+    return "; ".join(f"{', '.join(attacks)}: {text}" for text, attacks in names.items())

@@ -10,11 +10,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pipelines.figures import GREY, colour_of, meta, safe, scaled, style, trial_label
-from pipelines.report_data import RunData, params_of, short_name
+from pipelines.figures import GREY, meta, safe, scaled, style, trial_label
+from pipelines.report_data import RunData, distinct, params_of, short_name
+from pipelines.report_names import SYMBOLS, colour_of, methods_in_order
 
 SCALE = [[0, "#3b2a78"], [0.3, "#2f6d9e"], [0.6, "#2fa98c"], [0.85, "#a8cf45"], [1, "#f2dc3b"]]
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross")
 
 
 def symbol_of(method: Any, methods: Sequence[str]) -> str:
@@ -125,7 +125,7 @@ def _spread(data: RunData, group: pd.DataFrame, method: str) -> list[float]:
 
 
 def _points(data: RunData, group: pd.DataFrame, method: str) -> dict[str, Any]:
-    shape = symbol_of(method, sorted(str(m) for m in data.tables["trials"].method.dropna().unique()))
+    shape = symbol_of(method, methods_in_order(distinct(data.tables["trials"].method)))
     symbols = ["x-thin" if s == "failed" else shape if s == "finished" else f"{shape}-open" for s in group.status]
     return {"symbol": symbols, "size": 13, "line": {"width": 2}}
 

@@ -23,9 +23,14 @@ from rich.table import Table
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import report_lists, report_plots
-from pipelines.report_data import JOINT, RunData, few, load_run, method_name, params_of, params_text, summary
+from pipelines.figures_product import product_table
+from pipelines.report_audit import audit, refuted
+from pipelines.report_data import RunData, few, load_run, params_of, params_text, summary
 from pipelines.report_html import comparison, duration, number, percent
+from pipelines.report_names import JOINT, attack_name, attack_short, method_name
 from pipelines.report_page import page
+from pipelines.report_product import product
+from pipelines.report_step2 import harmful, step2
 
 __all__ = ["build_report", "main", "print_summary", "summary"]
 
@@ -33,10 +38,11 @@ SECTIONS = (
     report_lists.header,
     comparison,
     report_plots.robustness,
-    report_plots.audit,
+    product,
+    audit,
     report_plots.learning,
     report_plots.search,
-    report_plots.step2,
+    step2,
     report_lists.trials,
     report_lists.quarantine,
     report_lists.words,
@@ -61,9 +67,12 @@ def build_report(run: Path) -> Path:
 
 
 def write_tables(data: RunData, folder: Path) -> None:
-    """Every table of the run and the summary as CSV."""
+    """Every table of the run, the summary and the budget grid as CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in {**data.tables, "summary": data.summary}.items():
+    tables = {**data.tables, "summary": data.summary}
+    if report_lists.has_product(data):
+        tables["product"] = product_table(data)
+    for name, table in tables.items():
         # pyarrow: a big run has millions of radii, which pandas would write for minutes
         pyarrow.csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), folder / f"{name}.csv")
 
@@ -97,17 +106,29 @@ def print_summary(run: Path, console: Console) -> None:
     table.add_column("\nsearched", overflow="fold", min_width=9)
     table.add_column("\nstatus", no_wrap=True)
     columns = ["\nepochs" if wide else "\nep.", *(["\ntime"] if wide else []), "vali-\ndation", "\nclean"]
-    columns += [*(f"PGD\n{e:g}" for e in budgets), "estimated\nradius" if wide else "est.\nr"]
+    columns += [*(f"{attack_short(data.attack)}\n{e:g}" for e in budgets)]
+    if "estimate" in data.certificates:
+        columns.append("estimated\nradius" if wide else "est.\nr")
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for _, row in data.summary.iterrows():
         table.add_row(*_summary_cells(data, row, budgets, wide))
     console.print(table)
+    for certificate in data.certificates:
+        certified = _certified(data, certificate)
+        if certificate != "estimate" and certified.row_count:
+            name = escape(data.certificate_name(certificate))
+            console.print(f"Mean joint radius of the best trials, {name}", style="italic", highlight=False)
+            console.print(certified)
     console.print(escape(_legend(data)), style="dim", highlight=False)
     console.print(escape(report_lists.outcome(data)), highlight=False)
+    for sentence in harmful(data):
+        console.print(escape(f"warning: {sentence}"), style="yellow", highlight=False)
     for _, row in data.summary[data.summary.status == "failed"].iterrows():
         reason = row.error if isinstance(row.error, str) else "no error was recorded"
         console.print(escape(f"{row.trial_id} failed: {reason}"), style="red", highlight=False)
+    for sentence in refuted(data):  # last, where it is seen
+        console.print(escape(f"ALARM: a sound certificate was refuted: {sentence}"), style="bold red", highlight=False)
     target = data.run / "report.html"
     if target.exists():
         console.print(f"Report: {escape(str(target))}", highlight=False, soft_wrap=True)
@@ -117,13 +138,14 @@ def _legend(data: RunData) -> str:
     by = ", ".join(sorted(set(data.tables["trials"].selected_by.dropna()))).replace("_", " ")
     text = f"validation: {by or 'the metric'} on the validation split, which alone chooses (bold: the best of a method)"
     space = data.space_of(JOINT)
-    return f"{text}; all else: test split. PGD: joint ℓ2 budget{' (' + space + ')' if space else ''}"
+    space = f" ({space})" if space else ""
+    return f"{text}; all else: test split. {attack_name(data.attack)}: joint ℓ2 budget{space}"
 
 
 def _summary_cells(data: RunData, row: pd.Series, budgets: Sequence[float], wide: bool) -> list[str]:
     style = STATUS_STYLES.get(str(row.status), "white")
     chosen = row.trial_id in data.best.values()
-    shares = [row.selected_value, row.clean_accuracy, *(row[f"pgd_joint_{e:g}"] for e in budgets)]
+    shares = [row.selected_value, row.clean_accuracy, *(row[data.column(e)] for e in budgets)]
     method = escape(method_name(row.method))
     time = [duration(None if pd.isna(row.seconds) else row.seconds)] if wide else []
     return [
@@ -134,8 +156,30 @@ def _summary_cells(data: RunData, row: pd.Series, budgets: Sequence[float], wide
         "–" if pd.isna(row.epochs) else f"{row.epochs:.0f}",
         *time,
         *(percent(v).removesuffix("\u00a0%") for v in shares),
-        number(row.get("estimated_mean_radius")),
+        *([number(row.get("estimated_mean_radius"))] if "estimate" in data.certificates else []),
     ]
+
+
+def _certified(data: RunData, certificate: str) -> Table:
+    """The radii of one certificate: no other kind of radius shares a column with them."""
+    smoothed = certificate == "smoothing"
+    table = Table(box=None, pad_edge=False)
+    table.padding = (0, 2, 0, 0)
+    table.add_column("method", no_wrap=True)
+    for heading in ("radius", "violated", *(("allowed by chance", "abstained") if smoothed else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for method, trial_id in data.best.items():
+        radius, found = data.mean_radius(trial_id, certificate), data.audit(trial_id, certificate)
+        if not radius.n:
+            continue
+        cells = [escape(method_name(method)), number(radius.value)]
+        cells.append(f"{found[0]} of {found[1]}" if found else "not audited")
+        if smoothed:
+            abstained = data.abstained(trial_id)
+            cells.append(str(data.allowed(trial_id, certificate)) if found else "")
+            cells.append(f"{abstained[0]} of {abstained[1]}" if abstained else "")
+        table.add_row(*cells)
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,32 +12,19 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
+from pipelines.report_names import (
+    COLUMN_OF,
+    JOINT,
+    PRODUCT,
+    attacks_in_order,
+    certificate_name,
+    certificates_in_order,
+    json_object,
+    methods_in_order,
+)
 from pipelines.results import TABLES, ResultsStore, open_store
 
-JOINT = "joint"
 BUDGETS_SHOWN = 3
-
-METHOD_NAMES = {
-    "crmt_jt": "CRMT-JT",
-    "jt": "JT",
-    "ojt": "OJT",
-    "crmt_step_1": "CRMT-step-1",
-    "crmt_step_2": "CRMT-step-2",
-    "crmt_at": "CRMT-AT",
-    "crmt_mix": "CRMT-Mix",
-    "mmat": "MMAT",
-    "mixup": "Mixup",
-    "gb": "GB",
-    "ogm_ge": "OGM-GE",
-    "pmr": "PMR",
-    "msefm": "MSEFM",
-}
-# what a radius may be called: "certified" only where it is sound (method.md, section 4)
-CERTIFICATE_NAMES = {
-    "estimate": "estimated",
-    "lipschitz": "certified",
-    "smoothing": "certified (99.9 %, smoothing)",
-}
 DEFAULT_SPACES = {
     "video": "pixels in [0, 1]",
     "audio": "standardised log-mel",
@@ -78,11 +65,19 @@ class RunData:
     modalities: list[str]
     certificates: list[str]
     """Kinds of radii that occur, the estimate first."""
+    attacks: list[str]
+    """Attacks that ran, the strongest first."""
+    attack: str
+    """The one of the headline, in tables and tiles: `auto` where it ran, else PGD, else the strongest there is."""
     budgets: list[float]
-    """Joint ℓ2 PGD budgets, ascending."""
+    """Joint ℓ2 budgets of that attack, ascending."""
     headline: float | None
     """The budget of the headline: the one that the trials were selected by, or else the middle one."""
     chance: float | None
+
+    def column(self, epsilon: float) -> str:
+        """The summary's column of accuracy under the headline's attack."""
+        return f"{self.attack}_joint_{epsilon:g}"
 
     def trial(self, trial_id: str) -> pd.Series:
         """Its row in the table of trials."""
@@ -92,7 +87,7 @@ class RunData:
         """`video: pixels in [0, 1]; audio: standardised log-mel`, or one modality's part of it."""
         given = self.provenance.get("spaces")
         spaces = given if isinstance(given, dict) else {}
-        names = self.modalities if ball == JOINT else [ball]
+        names = self.modalities if ball in (JOINT, PRODUCT) else [ball]
         known = [(m, spaces.get(m) or DEFAULT_SPACES.get(m)) for m in names]
         if not all(space for _, space in known):
             curves = self.tables["curves"]
@@ -110,20 +105,21 @@ class RunData:
         modality: str | None = None,
         stage: str | None = None,
         split: str = "test",
+        certificate: str | None = None,
     ) -> Share:
         """One number of the metrics table; the final stage unless `stage` is given."""
         rows = self.of("metrics", trial_id)
         rows = rows[(rows["name"] == name) & (rows.split == split)]
-        rows = rows[_same(rows.modality, modality)]
+        rows = rows[_same(rows.modality, modality) & _by(rows.certificate, certificate)]
         return _share(rows[rows.stage == stage] if stage else final_rows(rows))
 
     def attacked(
-        self, trial_id: str, epsilon: float, ball: str = JOINT, attack: str = "pgd", stage: str | None = None
+        self, trial_id: str, epsilon: float, ball: str = JOINT, attack: str | None = None, stage: str | None = None
     ) -> Share:
-        """Accuracy under an ℓ2 attack at one budget."""
+        """Accuracy under an ℓ2 attack, that of the headline unless given, at one budget."""
         rows = self.of("curves", trial_id)
-        rows = rows[(rows.attack == attack) & (rows.ball == ball)]
-        rows = rows[(rows.norm == "l2") & np.isclose(rows.epsilon, epsilon)]
+        rows = rows[(rows.attack == (attack or self.attack)) & (rows.ball == ball)]
+        rows = rows[(rows.norm == "l2") & np.isclose(rows.epsilon.astype(float), epsilon)]
         rows = rows[rows.stage == stage] if stage else final_rows(rows)
         return _share(rows.rename(columns={"accuracy": "value"}))
 
@@ -134,14 +130,13 @@ class RunData:
 
     def mean_radius(self, trial_id: str, certificate: str = "estimate", ball: str = JOINT) -> Share:
         """Mean over the test clips (0 where the prediction is wrong) with a normal 95 % interval."""
-        radius = self.radii(trial_id, certificate, ball).radius.dropna()
+        radius = self.radii(trial_id, certificate, ball).radius.astype(float)
+        radius = radius[np.isfinite(radius)]
         if len(radius):
             half = norm.ppf(0.975) * radius.std(ddof=1) / np.sqrt(len(radius)) if len(radius) > 1 else np.nan
             mean = float(radius.mean())
             return Share(mean, max(mean - half, 0.0), mean + half, len(radius))
-        if certificate != "estimate":
-            return MISSING
-        return self.metric(trial_id, "mean_radius", None if ball == JOINT else ball)
+        return self.metric(trial_id, "mean_radius", None if ball == JOINT else ball, certificate=certificate)
 
     def audit(self, trial_id: str, certificate: str = "estimate", ball: str = JOINT) -> tuple[int, int] | None:
         """(violations, audited clips); None where nothing was audited."""
@@ -149,14 +144,46 @@ class RunData:
         audited = rows[_true(rows.audited)]
         if len(audited):
             return int(_true(audited.violated).sum()), len(audited)
-        if certificate != "estimate":
-            return None
-        found = self.metric(trial_id, "audit_violations", None if ball == JOINT else ball)
+        modality = None if ball == JOINT else ball
+        found = self.metric(trial_id, "audit_violations", modality, certificate=certificate)
         return (round(found.value), found.n) if np.isfinite(found.value) and found.n else None
+
+    def allowed(self, trial_id: str, certificate: str, ball: str = JOINT, stage: str | None = None) -> int:
+        """The most violations of a sound certificate that chance explains: 0 but in randomised smoothing."""
+        modality = None if ball == JOINT else ball
+        value = self.metric(trial_id, "audit_allowed", modality, stage, certificate=certificate).value
+        return round(value) if np.isfinite(value) else 0
+
+    def abstained(self, trial_id: str, certificate: str = "smoothing") -> tuple[int, int] | None:
+        """(clips on which the classifier abstained, clips); None without radii."""
+        rows = self.radii(trial_id, certificate)
+        return (int((rows.predicted == -1).sum()), len(rows)) if len(rows) else None
+
+    def rests_on(self, trial_id: str, certificate: str) -> dict[str, Any]:
+        """What the radii of a trial rest on: samples of τ̂, constants, σ, the attack of the audit."""
+        found = self.radii(trial_id, certificate).settings.dropna()
+        return json_object(found.iloc[0]) if len(found) else {}
+
+    def certificate_name(self, certificate: str) -> str:
+        """`estimated`, `certified`, `certified (99.9 %, smoothing)`."""
+        found = self.tables["radii"]
+        texts = found[found.certificate == certificate].settings.dropna().unique()
+        alphas = {json_object(text).get("alpha") for text in texts}
+        alpha = alphas.pop() if len(alphas) == 1 else None
+        return certificate_name(certificate, alpha if isinstance(alpha, float) else None)
 
 
 def _same(column: pd.Series, modality: str | None) -> pd.Series:
     return (column.isna() | (column == JOINT)) if modality is None else column == modality
+
+
+def _by(column: pd.Series, certificate: str | None) -> pd.Series:
+    # older runs had the estimate alone and did not say so
+    return (
+        column.isna()
+        if certificate is None
+        else (column == certificate) | (column.isna() & (certificate == "estimate"))
+    )
 
 
 def _true(column: pd.Series) -> pd.Series:
@@ -192,22 +219,9 @@ def accuracy_from_radii(rows: pd.DataFrame, epsilons: Sequence[float] | np.ndarr
     return at_least / max(len(rows), 1)
 
 
-def method_name(method: Any) -> str:
-    """The name that people know a method by."""
-    return METHOD_NAMES.get(str(method), "unknown method" if _is_null(method) else str(method))
-
-
-def _is_null(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
 def params_of(text: Any) -> dict[str, Any]:
     """The searched parameters of a trial from their JSON; empty where it cannot be read."""
-    try:
-        params = json.loads(text) if isinstance(text, str) else {}
-    except json.JSONDecodeError:
-        return {}
-    return params if isinstance(params, dict) else {}
+    return json_object(text)
 
 
 def short_name(path: str) -> str:
@@ -261,7 +275,11 @@ def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> Ru
     """Gather what a report needs from a results store."""
     tables = {name: store.read(name) for name in TABLES}
     trials, curves = tables["trials"], tables["curves"]
-    joint = curves[(curves.attack == "pgd") & (curves.ball == JOINT) & (curves.norm == "l2")]
+    joint = curves[(curves.ball == JOINT) & (curves.norm == "l2") & curves.epsilon.notna()]
+    attacks = attacks_in_order(distinct(curves.attack))
+    strongest = [a for a in attacks_in_order(distinct(joint.attack)) if a != "noise"]
+    attack = strongest[0] if strongest else "pgd"
+    joint = joint[joint.attack == attack]
     budgets = sorted(float(e) for e in joint.epsilon.dropna().unique())
     bare = RunData(
         run=run,
@@ -271,7 +289,9 @@ def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> Ru
         summary=pd.DataFrame(),
         best=_best(trials),
         modalities=_modalities(tables),
-        certificates=_certificates(tables["radii"]),
+        certificates=_certificates(tables),
+        attacks=attacks,
+        attack=attack,
         budgets=budgets,
         headline=_headline(trials, budgets),
         chance=_chance(provenance, tables["radii"]),
@@ -288,24 +308,20 @@ def distinct(column: pd.Series) -> set[str]:
     return {str(v) for v in column.dropna().unique()}
 
 
-def _certificates(radii: pd.DataFrame) -> list[str]:
-    found = distinct(radii.certificate)
-    return [c for c in CERTIFICATE_NAMES if c in found] + sorted(found - set(CERTIFICATE_NAMES))
+def _certificates(tables: dict[str, pd.DataFrame]) -> list[str]:
+    return certificates_in_order(distinct(tables["radii"].certificate) | distinct(tables["metrics"].certificate))
 
 
 def _modalities(tables: dict[str, pd.DataFrame]) -> list[str]:
     columns = (tables["metrics"].modality, tables["curves"].ball, tables["radii"].ball)
-    found = set[str]().union(*(distinct(c) for c in columns)) - {JOINT}
+    found = set[str]().union(*(distinct(c) for c in columns)) - {JOINT, PRODUCT}
     return [m for m in DEFAULT_SPACES if m in found] + sorted(found - set(DEFAULT_SPACES))
 
 
 def _best(trials: pd.DataFrame) -> dict[str, str]:
     """Best trial of each method by validation metric: a finished one if there is one, else a stopped one."""
     found: dict[str, str] = {}
-    found_methods = distinct(trials.method)
-    order = [m for m in METHOD_NAMES if m in found_methods]
-    order += sorted(found_methods - set(order))
-    for method in order:
+    for method in methods_in_order(distinct(trials.method)):
         rows = trials[trials.method == method]
         done = rows[rows.status == "finished"]
         done = done if len(done) else rows[(rows.status == "stopped") & rows.selected_value.notna()]
@@ -339,14 +355,13 @@ def summary(store: ResultsStore) -> pd.DataFrame:
     """One row a trial, best first, with the numbers of its final stage on the test split.
 
     Columns: trial_id, method, status, params (JSON), seed, epochs, seconds, selected_by, selected_value,
-    clean_accuracy, unimodal_accuracy_<modality>, missing_accuracy_<modality>, pgd_joint_<epsilon>, then for
-    every certificate with c = estimated | certified | smoothed: <c>_mean_radius, <c>_mean_radius_<modality>,
-    <c>_violations, <c>_audited; error. Shares lie in [0, 1]; NaN where a trial has no such number.
+    clean_accuracy, unimodal_accuracy_<modality>, missing_accuracy_<modality>, <attack>_joint_<epsilon> of the
+    headline's attack (auto, else pgd), then for every certificate with c = estimated | certified | smoothed:
+    <c>_mean_radius, <c>_mean_radius_<modality>, <c>_violations, <c>_audited (of the joint ball), and for smoothing
+    smoothed_violations_allowed, smoothed_abstained; step2_harmful; error. Shares lie in [0, 1]; NaN where a trial
+    has no such number.
     """
     return from_store(store, run=store.root.parent, provenance={}).summary
-
-
-COLUMN_OF = {"estimate": "estimated", "lipschitz": "certified", "smoothing": "smoothed"}
 
 
 def _summary(data: RunData) -> pd.DataFrame:
@@ -369,7 +384,7 @@ def _summary_row(data: RunData, trial: pd.Series) -> dict[str, Any]:
         for m in data.modalities:
             row[f"{name}_{m}"] = data.metric(trial_id, name, m).value
     for epsilon in data.budgets:
-        row[f"pgd_joint_{epsilon:g}"] = data.attacked(trial_id, epsilon).value
+        row[data.column(epsilon)] = data.attacked(trial_id, epsilon).value
     for certificate in data.certificates or ["estimate"]:
         prefix = COLUMN_OF.get(certificate, certificate)
         row[f"{prefix}_mean_radius"] = data.mean_radius(trial_id, certificate).value
@@ -377,4 +392,9 @@ def _summary_row(data: RunData, trial: pd.Series) -> dict[str, Any]:
             row[f"{prefix}_mean_radius_{m}"] = data.mean_radius(trial_id, certificate, m).value
         violations, audited = data.audit(trial_id, certificate) or (np.nan, np.nan)
         row[f"{prefix}_violations"], row[f"{prefix}_audited"] = violations, audited
+        if certificate == "smoothing":
+            abstained = data.abstained(trial_id)
+            row["smoothed_violations_allowed"] = data.allowed(trial_id, certificate) if audited > 0 else np.nan
+            row["smoothed_abstained"] = abstained[0] if abstained else np.nan
+    row["step2_harmful"] = data.metric(trial_id, "step2_harmful", split="validation").value
     return {**row, "error": trial["error"]}

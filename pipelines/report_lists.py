@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.report_data import JOINT, RunData, Share, method_name, params_of, params_text
+from pipelines.report_audit import alert
+from pipelines.report_data import RunData, Share, params_of, params_text
 from pipelines.report_html import (
     DASH,
     STATUSES,
@@ -21,10 +22,12 @@ from pipelines.report_html import (
     section,
     table,
 )
+from pipelines.report_names import COLUMN_OF, JOINT, PRODUCT, attack_short, method_name, under
 
 NAV = (
     ("comparison", "Comparison"),
     ("robustness", "Robustness"),
+    ("product", "Budget grid"),
     ("audit", "Audit"),
     ("learning", "Learning"),
     ("search", "Search"),
@@ -58,7 +61,7 @@ def outcome(data: RunData) -> str:
     (method, _, top), rest = ranked[0], [r for r in ranked[1:] if np.isfinite(r[2].value)]
     if not np.isfinite(top.value):
         return "No trial that has come to its end was attacked yet."
-    text = f"Under joint PGD with ℓ2 budget {epsilon:g}, {method_name(method)} keeps {percent(top.value)}"
+    text = f"Under {under(data.attack, epsilon)}, {method_name(method)} keeps {percent(top.value)}"
     if not rest:
         return f"{text} of the test clips right; without attack it has {percent(clean[method])}."
     second = rest[0]
@@ -84,10 +87,11 @@ def header(data: RunData) -> str:
     methods = " and ".join(map(method_name, data.best)) if len(data.best) <= 2 else f"{len(data.best)} methods"
     title = f"Robustness of {methods}" if methods else "Robustness"
     dataset = f" on {p['dataset']}" if p.get("dataset") else ""
-    nav = "".join(f'<a href="#{anchor}">{label}</a>' for anchor, label in NAV)
+    shown = [item for item in NAV if item[0] != "product" or has_product(data)]
+    nav = "".join(f'<a href="#{anchor}">{label}</a>' for anchor, label in shown)
     return (
         f'<header><p class="kicker">CRMT sweep · {escape(name)}</p><h1>{escape(title + dataset)}</h1>'
-        f'<p class="lead">{escape(outcome(data))}</p>{_unfinished(status)}'
+        f'{alert(data)}<p class="lead">{escape(outcome(data))}</p>{_unfinished(status)}'
         f"{_strip(data, counts)}<nav aria-label=Sections>{nav}</nav></header>"
     )
 
@@ -179,12 +183,12 @@ def trials(data: RunData) -> str:
     rows, title = data.summary, "All trials"
     if rows.empty:
         return section("trials", title, nothing("No trial has started yet."))
-    attacked = f"pgd_joint_{data.headline:g}" if data.headline is not None else None
+    attacked = data.column(data.headline) if data.headline is not None else None
     space = escape(data.space_of(JOINT))
     heads = [("Trial", "text"), ("Status", "text"), ("Method", "text"), ("Parameters", "text"), ("Epochs", "number")]
     heads += [("Time", "number"), ("Validation", "number"), ("Clean", "number")]
-    heads += [(f"Joint PGD,<br>ε = {data.headline:g}", "number")] if attacked else []
-    heads += [("Mean estim.<br>joint radius", "number")]
+    heads += [(f"Joint {escape(attack_short(data.attack))},<br>ε = {data.headline:g}", "number")] if attacked else []
+    heads += [(f"Mean joint radius,<br>{escape(data.certificate_name(c))}", "number") for c in data.certificates]
     head = "".join(
         f'<th scope="col" data-type="{kind}"{" class=r" if kind == "number" else ""}>'
         f'<button type="button">{text}</button></th>'
@@ -194,7 +198,7 @@ def trials(data: RunData) -> str:
     by = _only(data.tables["trials"].selected_by).replace("_", " ")
     text = (
         f"<p class=muted>Click a head to sort. Validation{': ' + escape(by) if by else ''} on the validation split; "
-        f"clean, PGD and radius on the test split, after the last step{' (' + space + ')' if space else ''}.</p>"
+        f"clean, attacked and radius on the test split, after the last step{' (' + space + ')' if space else ''}.</p>"
     )
     return section(
         "trials",
@@ -211,7 +215,7 @@ def _trial_row(data: RunData, row: pd.Series, attacked: str | None) -> str:
     error = f'<div class="error">{escape(str(row.error))}</div>' if isinstance(row.error, str) and row.error else ""
     tag = '<br><span class="tag">chosen</span>' if row.trial_id in data.best.values() else ""
     tested = [(row.clean_accuracy, percent), *([(row[attacked], percent)] if attacked else [])]
-    tested.append((row.get("estimated_mean_radius", np.nan), number))
+    tested += [(row.get(f"{COLUMN_OF.get(c, c)}_mean_radius", np.nan), number) for c in data.certificates]
     badge = status if status in STATUSES else "stopped"
     cells = [
         f'<td data-sort="{escape(status)}"><span class="badge {badge}">{escape(status)}</span></td>',
@@ -266,6 +270,11 @@ def quarantine(data: RunData) -> str:
     return section("quarantine", title, text + summary + gap + table(heads, shown, "Quarantined clips"))
 
 
+def has_product(data: RunData) -> bool:
+    """Whether a budget grid was attacked."""
+    return bool((data.tables["curves"].ball == PRODUCT).any())
+
+
 def words(data: RunData) -> str:
     """Definitions, and where the tables lie."""
     space = escape(data.space_of(JOINT)) or "see the axis labels"
@@ -273,7 +282,8 @@ def words(data: RunData) -> str:
         (
             "Ball",
             "The set of changed inputs that is considered. <b>Joint</b>: one ℓ2 budget ε over all modalities together, "
-            "Σ ‖δ‖² ≤ ε². <b>One modality</b>: the whole budget on it, the others untouched.",
+            "Σ ‖δ‖² ≤ ε². <b>One modality</b>: the whole budget on it, the others untouched. <b>Product</b>: every "
+            "modality within a budget of its own, all at once.",
         ),
         (
             "Space",
@@ -283,7 +293,10 @@ def words(data: RunData) -> str:
         (
             "Attacked accuracy",
             "Share of test clips that the model still gets right after the attack. FGM: one step; PGD: many, with the "
-            "best point kept. It can only overstate robustness: another attack may find more.",
+            "best point kept; APGD: PGD that finds its own steps, on cross-entropy (CE) or difference of logits (DLR); "
+            "minimal-norm: the smallest change that breaks a clip; Square: queries alone, no gradients; auto: a clip "
+            "counts as kept where none of these breaks it; noise: random, no attack. It can only overstate "
+            "robustness: another attack may find more.",
         ),
         (
             "Estimated radius",
@@ -292,8 +305,9 @@ def words(data: RunData) -> str:
         ),
         (
             "Certified radius",
-            "The same from a constant that holds by construction, or by randomised smoothing (99.9 % a clip): no "
-            "change within it alters the prediction. Estimated and certified radii never share a column or a line.",
+            "The same from a constant that holds by construction; or, with the probability that its name gives, by "
+            "randomised smoothing, which vouches for the smoothed classifier: no change within it alters the "
+            "prediction. Radii of different kinds never share a column or a line.",
         ),
         (
             "Intervals",
@@ -313,7 +327,7 @@ def words(data: RunData) -> str:
         ),
     ]
     html = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in items)
-    names = ("summary", *data.tables)
+    names = ("summary", *data.tables, *(["product"] if has_product(data) else []))
     links = ", ".join(f'<a href="tables/{n}.csv">{n}</a>' for n in names)
     return section(
         "words",

@@ -10,12 +10,12 @@ CSS = """
 :root {
   --bg: #f6f7f9; --card: #fff; --ink: #1b222d; --ink-2: #566070; --ink-3: #7b8594; --line: #e3e6eb;
   --accent: #2c66b8; --good: #1d7a55; --bad: #b3303f; --warn-bg: #fff6e0; --warn-ink: #6b4a00; --warn-line: #ecd9a4;
-  --chip: #eef1f5;
+  --chip: #eef1f5; --bad-bg: #fdeced;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --bg: #12161c; --card: #1a1f27; --ink: #e8ebf0; --ink-2: #a9b2bf; --ink-3: #87919f; --line: #2c333e;
-    --accent: #7fb0f0; --good: #5cc79b; --bad: #f0808c; --warn-bg: #2d2717; --warn-ink: #efd9a0;
+    --accent: #7fb0f0; --good: #5cc79b; --bad: #f0808c; --bad-bg: #3a1d22; --warn-bg: #2d2717; --warn-ink: #efd9a0;
     --warn-line: #50451f; --chip: #262d38;
   }
 }
@@ -42,6 +42,11 @@ nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
   background: var(--warn-bg); color: var(--warn-ink); border: 1px solid var(--warn-line); border-radius: 10px;
   padding: 10px 14px; max-width: none;
 }
+.alert {
+  background: var(--bad-bg); color: var(--ink); border: 2px solid var(--bad); border-radius: 10px;
+  padding: 12px 16px; margin: 0 0 16px;
+}
+.alert b, .bad { color: var(--bad); } .alert ul { margin: 6px 0 0; padding-left: 1.3em; }
 .strip {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 12px 24px; margin: 20px 0 0;
   padding: 16px 18px; background: var(--card); border: 1px solid var(--line); border-radius: 12px; font-size: .88rem;
@@ -61,6 +66,10 @@ nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
 .swatch {
   display: inline-block; width: .72em; height: .72em; border-radius: 3px; background: var(--c); margin-right: .45em;
 }
+.swatch.circle { border-radius: 50%; } .swatch.square { border-radius: 1px; }
+.swatch.diamond { border-radius: 0; clip-path: polygon(50% -8%, 108% 50%, 50% 108%, -8% 50%); }
+.swatch.triangle-up { border-radius: 0; clip-path: polygon(50% 0, 100% 100%, 0 100%); }
+.under { margin-top: 10px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 16px; }
 .grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
 .grid.four { grid-template-columns: repeat(auto-fit, minmax(min(100%, 235px), 1fr)); }
@@ -90,6 +99,9 @@ tr.group + tr > * { border-top: 0; } tr.group td { padding: 0; }
 .compare td { min-width: 132px; padding-top: 6px; padding-bottom: 9px; } .compare tbody th { min-width: 190px; }
 .compare thead th:first-child { width: 32%; } thead th { white-space: nowrap; }
 .compare th small, td small, th small { display: block; color: var(--ink-3); font-weight: 400; font-size: .8rem; }
+.compare.down thead th:first-child { width: auto; } .compare.down tbody th, .compare.down td { min-width: 0; }
+.compare.down thead th { white-space: normal; }
+.compare.down .whisker { margin-left: auto; max-width: 130px; } .compare.down td { padding: 5px 14px; }
 .num { font-size: 1rem; } .num.best { font-weight: 700; }
 .ci { color: var(--ink-3); font-size: .78rem; white-space: nowrap; margin-left: 6px; font-weight: 400; }
 .compare tbody tr:not(.group) th, .compare thead th:first-child { position: sticky; left: 0; background: var(--card); }
@@ -149,6 +161,9 @@ SCRIPT = """
     const visible = figure.data.map(({ meta }) => !off.has("method:" + meta.method) && !off.has("kind:" + meta.kind));
     Plotly.restyle(figure, { visible });
   });
+  const fold = () => document.querySelectorAll("figure[data-method]").forEach((figure) => {
+    figure.hidden = off.has("method:" + figure.dataset.method);
+  });
   const toggles = document.querySelectorAll("button[data-toggle]");
   const off = new Set([...toggles].filter((b) => b.ariaPressed === "false").map((b) => b.dataset.toggle));
   toggles.forEach((button) => button.addEventListener("click", () => {
@@ -156,6 +171,7 @@ SCRIPT = """
     if (!off.delete(key)) off.add(key);
     toggles.forEach((b) => b.setAttribute("aria-pressed", String(!off.has(b.dataset.toggle))));
     apply();
+    fold();
   }));
   document.querySelectorAll("table.sortable th button").forEach((button) => button.addEventListener("click", () => {
     const head = button.closest("th"), body = head.closest("table").tBodies[0];
