@@ -22,10 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from crmt.errors import BadInputError
-from crmt.fit import Batch
-from crmt.modality import Modality
-from pipelines.config import AugmentConfig, DataConfig
+from crmt.modality import Batch, Modality
 from pipelines.ingest import ClipCache
+from pipelines.schema import AugmentConfig, DataConfig
 
 VIDEO_SPACE = "pixels in [0, 1]"
 AUDIO_SPACE = "standardised log-mel"
@@ -293,7 +292,7 @@ class MemoryClips:
     def _batch(self, rows: np.ndarray, draws: Draws | None) -> Batch:
         arrays = {m: a[rows] for m, a in self.table.arrays.items()}
         labels = torch.from_numpy(self.table.labels[rows]).to(self.place.device)
-        return Batch(self.transform(arrays, draws, self.place.device), labels, tuple(self.table.ids[rows]))
+        return Batch(self.transform(arrays, draws, self.place.device), labels, tuple(self.table.ids[rows].tolist()))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The validated configuration of a run: what tune_configs/*.yaml and `--set` may say, and in which range."""
+"""The validated configuration of a run: reading it, overriding it by dotted path, and its search space."""
 
 from __future__ import annotations
 
@@ -6,213 +6,28 @@ import contextlib
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from crmt.errors import BadInputError
+from crmt.methods import Method, create
+from pipelines.schema import (
+    METHOD_FIELDS,
+    AttackConfig,
+    CertifyConfig,
+    DataConfig,
+    ModelConfig,
+    Section,
+    SelectConfig,
+    SweepConfig,
+    TrainConfig,
+)
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "tune_configs"
 SHORTHANDS = ("choice", "grid", "uniform", "loguniform", "int")
 _SEARCHED = ("train.", "model.")  # not how trials are compared: a search would make its own task easy
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A section of the configuration. Unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class VideoConfig(Section):
-    """How frames are taken from a clip, and how they are kept."""
-
-    frames: Count = 3
-    """T: frames of one input, one from each of T equal segments."""
-    candidates: Count = 1
-    """Frames kept of each segment; training picks one at random, evaluation takes the middle one."""
-    size: Count = 256
-    """Side of the stored square frame in pixels: the short side is resized to it, then the centre is cut."""
-    crop: Count = 224
-    """Side of the model's input in pixels: a random crop in training, the centre in evaluation."""
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    max_pixels: Count = 4096 * 2304
-    """A clip whose frame has more pixels is quarantined as `too_large`."""
-
-    @model_validator(mode="after")
-    def _crop_fits(self) -> VideoConfig:
-        if self.crop > self.size:
-            raise ValueError(f"crop ({self.crop}) must not exceed size ({self.size})")
-        return self
-
-
-class AudioConfig(Section):
-    """The log-mel front-end: ln(mel power + offset), by librosa."""
-
-    sample_rate: Count = 16000
-    seconds: Positive = 10.0
-    """Length that is read; shorter sound is padded with silence."""
-    n_fft: Count = 1024
-    window: Count = 400
-    hop: Count = 160
-    mels: Count = 128
-    fmin: NonNegative = 20.0
-    fmax: Positive | None = None
-    offset: Positive = 1e-6
-    """Added to the mel power before the logarithm."""
-    frames: Count = 1024
-    """Spectrogram frames of one input; padded with silence or cut at the end."""
-
-    @model_validator(mode="after")
-    def _window_fits(self) -> AudioConfig:
-        if self.window > self.n_fft:
-            raise ValueError(f"window ({self.window}) must not exceed n_fft ({self.n_fft})")
-        if self.fmax is not None and not self.fmin < self.fmax <= self.sample_rate / 2:
-            raise ValueError(f"fmax ({self.fmax}) must lie between fmin and half the sample rate")
-        return self
-
-
-class AugmentConfig(Section):
-    """Training-time augmentation, seeded by (seed, epoch, step); in streams by the worker's rank, too."""
-
-    pad: Annotated[int, Field(ge=0)] = 0
-    """Pixels of edge padding before the random crop."""
-    flip: bool = True
-    """Mirror half of the clips left to right."""
-    time_shift: Annotated[int, Field(ge=0)] = 0
-    """Audio is shifted by up to so many spectrogram frames either way; the edge frame is repeated."""
-    gain: NonNegative = 0.0
-    """Audio: a constant drawn from U(-gain, gain) is added to the standardised log-mel."""
-
-
-class DataConfig(Section):
-    """Which clips, how they are decoded, and how they reach a trial."""
-
-    dataset: str = "avdigits"
-    root: Path | None = None
-    """Where the clips (or, for `manifest`, the CSV) lie. avdigits needs none."""
-    cache: Path | None = None
-    """Where decoded clips are kept; default $CRMT_CACHE or ~/.cache/crmt-sweep."""
-    limit: Count | None = None
-    """Use only so many clips of each split, chosen by seed: for a first look at a big set."""
-    validation_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
-    """Share of train's groups (source videos) carved out for validation, unless the list has such a split."""
-    max_failure_share: Share = 0.05
-    """More failed clips than this share stop the run before training, with the counts."""
-    decode_timeout: Positive = 60.0
-    """Seconds that one clip may take."""
-    mode: Literal["auto", "memory", "stream"] = "auto"
-    """memory: all trials read the decoded set in Ray's object store; stream: from Parquet; auto: by size."""
-    memory_share: Share = 0.5
-    """auto: share of the object store that the decoded set may take."""
-    seed: int = 0
-    video: VideoConfig = VideoConfig()
-    audio: AudioConfig = AudioConfig()
-    augment: AugmentConfig = AugmentConfig()
-
-
-class ModelConfig(Section):
-    """Encoders by modality, and the width of their features."""
-
-    encoders: dict[str, str] = {"video": "resnet18", "audio": "resnet18"}
-    """modality: encoder name (`small_resnet`, `resnet18`). A modality left out is not used."""
-    features: Count = 512
-
-
-class Step2Config(Section):
-    """Step 2: integration weights for the largest mean radius, on cached scores."""
-
-    objective: Literal["clipped", "min", "runner_up"] = "clipped"
-    steps: Count = 400
-    lr: Positive = 0.02
-
-
-class TrainConfig(Section):
-    """Method and optimisation."""
-
-    method: str = "crmt_jt"
-    rho: NonNegative = 2.0
-    """Weight of the margin regulariser; no effect for methods without one."""
-    epochs: Count = 140
-    batch_size: Count = 64
-    """Global: over all workers of a trial."""
-    lr: Positive = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 1e-4
-    schedule: Literal["cosine", "step"] = "cosine"
-    step_every: Count = 60
-    """step: epochs between decays."""
-    step_factor: Positive = 0.1
-    tau_samples: Count = 512
-    """Training clips whose gradients estimate τ."""
-    step2: Step2Config = Step2Config()
-    seed: int = 0
-
-
-class SelectConfig(Section):
-    """What hyperparameters are chosen by, always on the validation split."""
-
-    metric: Literal["robust_accuracy", "accuracy"] = "robust_accuracy"
-    """robust_accuracy: under PGD in the joint l2 ball."""
-    epsilon: Positive = 0.5
-    steps: Count = 5
-    every: Count = 5
-    """Epochs between validations; the last epoch is always validated."""
-    samples: Count = 128
-    """Validation clips that are attacked (the first so many of a seeded order)."""
-
-
-class AttackConfig(Section):
-    """The attacks of the final evaluation, on the test split."""
-
-    norm: Literal["l2", "linf"] = "l2"
-    names: list[Literal["fgm", "pgd"]] = ["fgm", "pgd"]
-    epsilons: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4]
-    balls: list[str] = ["joint", "each"]
-    """`joint`: one budget over all modalities; `each`: every modality alone; or a modality's name."""
-    loss: Literal["margin", "cross_entropy"] = "margin"
-    steps: Count = 20
-    restarts: Count = 1
-    samples: Count | None = None
-    """Test clips that are attacked; all when left out."""
-
-
-class CertifyConfig(Section):
-    """Radii on the test split, and the attack that audits them."""
-
-    certificates: list[Literal["estimate"]] = ["estimate"]
-    audit_steps: Count = 20
-    audit_restarts: Count = 2
-    """PGD runs a clip: one from the clip itself, the others from random points inside its radius."""
-    audit_samples: Annotated[int, Field(ge=0)] = 128
-    """Test clips audited; 0 leaves the audit out, and the result says so."""
-
-
-class SweepConfig(Section):
-    """How many trials, how they are chosen, and what each may take."""
-
-    trials: Count = 16
-    algorithm: Literal["optuna", "random", "grid"] = "optuna"
-    start_with: list[dict[str, Any]] = []
-    """Points (dotted path: value) that are tried first."""
-    scheduler: Literal["asha", "none"] = "asha"
-    grace_epochs: Count = 10
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
-    workers: Count = 1
-    """Workers of one trial; more than one go through TorchTrainer."""
-    cpus_per_worker: Positive = 1.0
-    gpus_per_worker: NonNegative | None = None
-    """Left out: 1 where the cluster has GPUs, else 0."""
-    max_concurrent: Count | None = None
-    """Trials side by side; default: as many as the cluster holds."""
-    max_failures: Annotated[int, Field(ge=0)] = 1
-    """How often one trial is started again after a crash."""
-    seed: int = 0
 
 
 class RunConfig(Section):
@@ -225,7 +40,7 @@ class RunConfig(Section):
     attack: AttackConfig = AttackConfig()
     certify: CertifyConfig = CertifyConfig()
     sweep: SweepConfig = SweepConfig()
-    search: dict[str, dict[str, Any]] = {}
+    search: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     """dotted path: {choice | grid | uniform | loguniform | int: [...]}."""
 
     @model_validator(mode="after")
@@ -244,6 +59,20 @@ class RunConfig(Section):
     def without_search(self) -> RunConfig:
         """The same configuration of one trial: nothing searched."""
         return self.fixing(self.search)
+
+    def training_method(self) -> Method:
+        """The method with its hyperparameters.
+
+        Raises:
+            BadInputError: no such method.
+        """
+        return create(self.train.method, **{name: getattr(self.train, name) for name in METHOD_FIELDS})
+
+    def resolved(self) -> RunConfig:
+        """The same configuration with the method's own defaults written out and other methods' fields null."""
+        method = self.training_method()
+        values = {f"train.{name}": getattr(method, name, None) for name in METHOD_FIELDS}
+        return with_values(self, values)
 
     def fixing(self, paths: Iterable[str]) -> RunConfig:
         """The same configuration with some fields no longer searched."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crmt.errors import CRMTError
-from pipelines.config import AudioConfig, VideoConfig
 from pipelines.mp4 import boxes, is_mp4, track_seconds
+from pipelines.schema import AudioConfig, VideoConfig
 
 REASONS = {
     "missing": "there is no such file",

@@ -22,6 +22,7 @@ from crmt.methods import method_class
 from crmt.model import ModelSpec
 from pipelines import datasets
 from pipelines.batches import Placement, modalities_of
+from pipelines.certify import SmoothingStore
 from pipelines.command import config_from_card, run_command, start_ray
 from pipelines.config import RunConfig
 from pipelines.ingest import ClipCache
@@ -32,7 +33,7 @@ from pipelines.preflight import check_settings, settled
 from pipelines.prepare import prepare
 from pipelines.report import build_report, print_summary
 from pipelines.results import ResultsStore
-from pipelines.run_folder import check_free, now, open_run
+from pipelines.run_folder import check_free, now, open_run, read_card
 from pipelines.sessions import LocalSession
 from pipelines.trial import trial_row, updated_row
 
@@ -52,25 +53,31 @@ def _check_same_task(spec: ModelSpec, cache: ClipCache, config: RunConfig) -> No
             raise BadInputError(f"the model takes {model.name} of shape {model.shape}, the clips give {clips.shape}")
 
 
-def run_evaluation(folder: Path, overrides: list[str], root: Path | None, out: Path | None) -> Path:
+def run_evaluation(
+    folder: Path, overrides: list[str], root: Path | None, out: Path | None, resume: Path | None = None
+) -> Path:
     """Measure a saved model; returns the folder with results and report.
 
     τ̂ is estimated anew on training clips, standardised as the model's own training clips were.
+
+    Args:
+        resume: the folder of an evaluation that was stopped; clips that it had smoothed are not smoothed again.
 
     Raises:
         BadInputError: not a saved model, or clips that it cannot take.
     """
     console, started = Console(), perf_counter()
     model, spec, card = load_model(folder)
-    config = config_from_card(card, overrides, root)
+    config = read_card(resume)[1] if resume else config_from_card(card, overrides, root)
     check_settings(config)
-    check_free(out)
+    if not resume:
+        check_free(out)
     datasets.check(config.data)
     start_ray(dashboard=False)
     config = settled(config)
     prepared = prepare(config, lambda text: console.print(text, highlight=False))
     _check_same_task(spec, prepared.cache, config)
-    given = open_run(config, prepared, spec.modalities, "evaluation", folder=out)
+    given = open_run(config, prepared, spec.modalities, "evaluation", folder=out, resume=resume)
     run = given.run
     store = ResultsStore(run / "results")
     row = trial_row(TRIAL, config, {}, given.provenance, now()) | {"epochs": config.train.epochs}
@@ -85,7 +92,8 @@ def run_evaluation(folder: Path, overrides: list[str], root: Path | None, out: P
         constants = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))
         training = predict(model, clips.ordered("train"), missing=False)
         reference = training.mean_contributions(model.head)
-        measure = Measurement(config, clips, session.gather, session.progress)
+        stored = SmoothingStore(store, TRIAL, place.rank)
+        measure = Measurement(config, clips, session.gather, session.progress, stored=stored)
         stage = "step2" if method_class(config.train.method).step2 else "step1"
         measured = measure(model, constants, reference, stage, True)
     for table in ("metrics", "curves", "radii"):
@@ -111,14 +119,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="the folder of a saved model: runs/NAME/models/TRIAL")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the clips lie now, if they were moved")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/<dataset>-evaluation-<time>")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an evaluation that was stopped")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. attack.restarts=5")
     options = parser.parse_args(argv)
 
     def body() -> int:
-        run_evaluation(options.model, options.set, options.data_root, options.out)
+        if options.resume and (options.set or options.out or options.data_root):
+            raise BadInputError("--resume goes on with the settings that it began with: leave the other options out")
+        run_evaluation(options.model, options.set, options.data_root, options.out, options.resume)
         return 0
 
-    return run_command(body)
+    return run_command(body, "Go on with --resume and the folder of the evaluation.")
 
 
 if __name__ == "__main__":

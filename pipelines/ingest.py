@@ -31,9 +31,9 @@ from rich.table import Table
 from crmt.errors import BadInputError, CRMTError
 from pipelines import datasets
 from pipelines.command import add_config_arguments, config_from, run_command, start_ray
-from pipelines.config import AudioConfig, DataConfig, VideoConfig
 from pipelines.datasets.index import SPLITS, ClipIndex, cache_root
 from pipelines.decode import REASONS, DecodedClip, DecodeError, decode_clip
+from pipelines.schema import AudioConfig, DataConfig, VideoConfig
 from pipelines.tasks import Piece, only_one, run_pieces
 
 __all__ = ["FORMAT", "ClipCache", "ModalityMeta", "cache_root", "check_modalities", "ingest", "load_cache"]

@@ -11,14 +11,13 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from crmt.certificates.audit import Audit
-from crmt.certificates.estimate import estimated_radii
-from crmt.certificates.radius import Radii
-from crmt.evaluate import AttackPlan, Predictions, Robustness, attack_curves, audit_batches, predict
-from crmt.fit import Batch
+from crmt.curves import AttackPlan, Robustness, attack_curves
+from crmt.evaluate import Predictions, predict
 from crmt.lipschitz import GradientConstants
+from crmt.modality import Batch
 from crmt.model import MultiModalModel
 from pipelines.batches import Clips
+from pipelines.certify import Certifier, SmoothingStore
 from pipelines.config import RunConfig
 
 Rows = list[dict[str, Any]]
@@ -42,9 +41,10 @@ class Measured:
     curves: Rows
     radii: Rows
 
-    def value(self, name: str, modality: str | None = None) -> float | None:
-        """One number of `metrics`."""
-        return next((r["value"] for r in self.metrics if r["name"] == name and r["modality"] == modality), None)
+    def value(self, name: str, modality: str | None = None, certificate: str | None = None) -> float | None:
+        """One number of `metrics`; of a radius, by its certificate."""
+        key = (name, modality, certificate)
+        return next((r["value"] for r in self.metrics if (r["name"], r["modality"], r.get("certificate")) == key), None)
 
 
 def attack_plan(config: RunConfig, balls: tuple[str, ...] | None = None) -> AttackPlan:
@@ -58,6 +58,9 @@ def attack_plan(config: RunConfig, balls: tuple[str, ...] | None = None) -> Atta
         loss=attack.loss,
         steps=attack.steps,
         restarts=attack.restarts,
+        targets=attack.targets,
+        queries=attack.queries,
+        product={m: tuple(budgets) for m, budgets in attack.product.items()} if balls is None else {},
         seed=config.train.seed,
     )
 
@@ -71,6 +74,8 @@ class Measurement:
     gather: Gather
     progress: Progress
     split: str = "test"
+    stored: SmoothingStore | None = None
+    """Where smoothing keeps what it has, clip by clip."""
 
     def __call__(
         self,
@@ -91,17 +96,21 @@ class Measurement:
         """
         tag = {"stage": stage, "final": final}
         predictions = self._predictions(model)
-        radii = estimated_radii(model.head, predictions.scores, predictions.labels, constants)
-        audits = self._audit(model, constants, stage)
-        metrics = [
-            *self._accuracies(model, predictions, reference),
-            *_radius_metrics(radii),
-            *_audit_metrics(audits),
-        ]
+        certifier = Certifier(
+            self.config,
+            self._batches,
+            self.gather,
+            lambda phase, limit: _Fraction(self, phase, limit, 1),
+            self.stored,
+            phase=stage,
+        )
+        certified = certifier(model, predictions, constants, final)
+        metrics = [*self._accuracies(model, predictions, reference), *(row for c in certified for row in c.metrics())]
+        space = space_of(model, "l2")
         return Measured(
             [{**tag, "split": self.split, "low": None, "high": None, **row} for row in metrics],
             [{**tag, "split": self.split, **row} for row in self._curves(model, stage, balls)],
-            [{**tag, **row} for row in self._radius_rows(model, predictions, radii, audits)],
+            [{**tag, **row} for c in certified for row in c.rows(space)],
         )
 
     def _batches(self, limit: int | None) -> Iterator[Batch]:
@@ -125,84 +134,38 @@ class Measurement:
 
     def _curves(self, model: MultiModalModel, stage: str, balls: tuple[str, ...] | None) -> Rows:
         plan = attack_plan(self.config, balls)
-        report = _Fraction(
-            self, f"{stage}: attacks", self.config.attack.samples, len(plan.attacked(list(model.modalities)))
-        )
+        passes = len(plan.attacked(list(model.modalities)))
+        report = _Fraction(self, f"{stage}: attacks", self.config.attack.samples, passes)
         mine = attack_curves(model, self._batches(self.config.attack.samples), plan, report)
         space = space_of(model, plan.norm)
-        settings = {"steps": plan.steps, "restarts": plan.restarts, "loss": plan.loss, "seed": plan.seed}
         rows = []
         for parts in zip(*self.gather(mine), strict=True):
             curve: Robustness = parts[0]
             robust = torch.cat([p.robust for p in parts])
-            alone = {"steps": 1, "loss": plan.loss} if curve.attack == "fgm" else settings
-            for epsilon, kept in zip(curve.epsilons, robust.T, strict=True):
+            names = {"attack": curve.attack, "ball": curve.ball, "norm": plan.norm, "space": space}
+            settings = json.dumps(_settings(plan, curve.attack))
+            for budget, kept in zip(curve.budgets, robust.T, strict=True):
                 numbers = share(int(kept.sum()), len(kept))
                 numbers["accuracy"] = numbers.pop("value")
-                names = {"attack": curve.attack, "ball": curve.ball, "norm": plan.norm, "space": space}
-                rows.append({**names, "epsilon": epsilon, **numbers, "settings": json.dumps(alone)})
+                one = isinstance(budget, float | int)
+                where = {"epsilon": budget if one else None, "budgets": None if one else json.dumps(budget)}
+                rows.append({**names, **where, **numbers, "settings": settings})
         return rows
 
-    def _audit(
-        self, model: MultiModalModel, constants: GradientConstants, stage: str
-    ) -> dict[str, dict[str, tuple[bool, bool]]]:
-        """Ball to clip id to (audited, violated)."""
-        certify = self.config.certify
-        if certify.audit_samples == 0:
-            return {}
-        sample = predict(model, self._batches(certify.audit_samples))
-        radii = estimated_radii(model.head, sample.scores, sample.labels, constants)
-        found = audit_batches(
-            model,
-            self._batches(certify.audit_samples),
-            radii,
-            steps=certify.audit_steps,
-            restarts=certify.audit_restarts,
-            seed=self.config.train.seed,
-            progress=_Fraction(self, f"{stage}: audit", certify.audit_samples, 1),
-        )
-        result: dict[str, dict[str, tuple[bool, bool]]] = {}
-        for ids, audits in self.gather((sample.ids, found)):
-            for ball, one in audits.items():
-                result.setdefault(ball, {}).update(_by_id(ids, one))
-        return result
 
-    def _radius_rows(
-        self,
-        model: MultiModalModel,
-        predictions: Predictions,
-        radii: Radii,
-        audits: dict[str, dict[str, tuple[bool, bool]]],
-    ) -> Rows:
-        predicted = predictions.logits(model.head).argmax(1).tolist()
-        space = space_of(model, "l2")
-        columns: dict[str, tuple[list[float], list[float | None]]] = {
-            "joint": (radii.joint.tolist(), [None] * len(predicted))
-        }
-        for i, m in enumerate(radii.modalities):
-            columns[m] = (radii.unimodal[:, i].tolist(), radii.indicator[:, i].tolist())
-        rows = []
-        for ball, (values, indicators) in columns.items():
-            found = audits.get(ball, {})
-            for clip, label, guess, radius, eta in zip(
-                predictions.ids, predictions.labels.tolist(), predicted, values, indicators, strict=True
-            ):
-                audited, violated = found.get(clip, (False, False))
-                rows.append(
-                    {
-                        "clip_id": clip,
-                        "label": label,
-                        "predicted": guess,
-                        "certificate": radii.certificate,
-                        "ball": ball,
-                        "space": space,
-                        "radius": radius,
-                        "indicator": eta,
-                        "audited": audited,
-                        "violated": violated,
-                    }
-                )
-        return rows
+def _settings(plan: AttackPlan, attack: str) -> dict[str, Any]:
+    """What of a plan an attack takes notice of."""
+    takes = {
+        "fgm": ("loss",),
+        "pgd": ("loss", "steps", "restarts", "seed"),
+        "apgd_ce": ("steps", "restarts", "seed"),
+        "apgd_dlr": ("steps", "restarts", "targets", "seed"),
+        "minimal_norm": ("steps", "restarts", "seed"),
+        "square": ("queries", "seed"),
+        "noise": ("seed",),
+    }
+    every = ("loss", "steps", "restarts", "targets", "queries", "seed")
+    return {name: getattr(plan, name) for name in takes.get(attack, every)}
 
 
 @dataclass
@@ -220,37 +183,6 @@ class _Fraction:
         world = self.measurement.clips.place.world
         total = (self.limit or self.measurement.clips.count(self.measurement.split)) * self.passes / world
         self.measurement.progress(self.phase, min(1.0, self.done / max(total, 1)))
-
-
-def _by_id(ids: tuple[str, ...], one: Audit) -> dict[str, tuple[bool, bool]]:
-    return dict(zip(ids, zip(one.audited.tolist(), one.violated.tolist(), strict=True), strict=True))
-
-
-def _audit_metrics(audits: dict[str, dict[str, tuple[bool, bool]]]) -> Rows:
-    rows = []
-    for ball, found in audits.items():
-        audited = sum(a for a, _ in found.values())
-        violated = sum(v for _, v in found.values())
-        modality = None if ball == "joint" else ball
-        rows.append({"name": "audit_violations", "modality": modality, "value": float(violated), "n": audited})
-    return rows
-
-
-def _radius_metrics(radii: Radii) -> Rows:
-    rows = []
-    values = {None: radii.joint} | {m: radii.unimodal[:, i] for i, m in enumerate(radii.modalities)}
-    for modality, radius in values.items():
-        finite = radius[radius.isfinite()]
-        if len(finite):
-            numbers = {"mean_radius": float(finite.mean()), "median_radius": float(finite.median())}
-            rows += [{"name": k, "modality": modality, "value": v, "n": len(finite)} for k, v in numbers.items()]
-    if {"video", "audio"} <= set(radii.modalities):
-        video, audio = (radii.indicator[:, radii.modalities.index(m)] for m in ("video", "audio"))
-        ratio = (video / audio)[(radii.joint > 0) & (audio > 0)]
-        if len(ratio):
-            mean = float(ratio.mean())
-            rows.append({"name": "indicator_ratio", "modality": None, "value": mean, "n": len(ratio)})
-    return rows
 
 
 def space_of(model: MultiModalModel, norm: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from crmt.encoders import ENCODERS
+from crmt.certificates.smoothing import largest_radius
+from crmt.encoders import ENCODERS, LIPSCHITZ_ENCODERS
 from crmt.errors import BadInputError
 from crmt.methods import method_class
 from pipelines.batches import STREAM_WORKER_CPUS
@@ -21,7 +23,11 @@ from pipelines.config import RunConfig, value_at
 from pipelines.ingest import cache_root, check_modalities
 from pipelines.measure import attack_plan
 
-MEANING = {"estimate": "estimated radius from training gradients: not sound, audited by attack"}
+MEANING = {
+    "estimate": "estimated radius from training gradients: not sound, audited by attack",
+    "lipschitz": "certified radius from 1-Lipschitz encoders: sound",
+    "smoothing": "certified radius from randomised smoothing: sound with probability 1 - alpha a clip",
+}
 _MINIMUM_FREE = 2**30
 
 
@@ -68,7 +74,8 @@ class Plan:
         table = Table(title="preflight", title_justify="left", show_header=False)
         for name, text in {
             "data set": f"{config.data.dataset}, batches: {config.data.mode}",
-            "trials": f"{self.trials} by {sweep.algorithm}"
+            "trials": f"{self.trials} "
+            + ("given points" if sweep.algorithm == "points" else f"by {sweep.algorithm}")
             + (f", ASHA after {sweep.grace_epochs} epochs" if sweep.scheduler == "asha" else ""),
             "methods": ", ".join(method_class(m).title for m in methods_of(config)),
             "searched": "; ".join(f"{p} {next(iter(s.items()))[1]}" for p, s in config.search.items()) or "nothing",
@@ -80,7 +87,7 @@ class Plan:
             ),
             "attacks": f"{', '.join(attack.names)} in {', '.join(attack.balls)} balls, {attack.norm}, "
             f"ε {', '.join(f'{e:g}' for e in attack.epsilons)}, on {attack.samples or 'all'} test clips",
-            "certificates": "; ".join(f"{c}: {MEANING[c]}" for c in config.certify.certificates),
+            "certificates": "; ".join(_certificate(config, c) for c in config.certify.certificates),
             "a trial takes": self.needs.text,
             "the nodes have": f"{self.has}; {self.concurrent} trials side by side",
             "disk": f"{self.free_bytes / 2**30:.0f} GiB free for the cache in {cache_root(config.data)}",
@@ -89,39 +96,78 @@ class Plan:
         console.print(table)
 
 
+def _certificate(config: RunConfig, name: str) -> str:
+    """What a certificate means, and how far smoothing can reach."""
+    text = f"{name}: {MEANING[name]}"
+    if name != "smoothing":
+        return text
+    smoothing = config.certify.smoothing
+    furthest = min(smoothing.sigmas.values()) * largest_radius(smoothing.n, smoothing.alpha)
+    return f"{text} (sigma {smoothing.sigmas}, n {smoothing.n}: no joint radius beyond {furthest:.2f})"
+
+
 def methods_of(config: RunConfig) -> list[str]:
     """Methods that trials may get."""
     return [str(m) for m in _values_of(config, "train.method")]
 
 
-def _values_of(config: RunConfig, path: str) -> list[Any]:
-    """What trials may get for a field; the ends of a range."""
+def _values_of(config: RunConfig, path: str, own: Any = None) -> list[Any]:
+    """What trials may get for a field (the ends of a range); `own` where it is not searched."""
     entry = config.search.get(path)
-    return list(next(iter(entry.values()))) if entry else [value_at(config, path)]
+    return list(next(iter(entry.values()))) if entry else [own or value_at(config, path)]
 
 
 def check_settings(config: RunConfig) -> None:
     """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
 
     Raises:
-        BadInputError: an unknown method, encoder or ball, a width that no encoder has, or batches that the workers of
-            a trial cannot share.
+        BadInputError: an unknown method, encoder or ball, a width that no encoder has, a modality that the model does
+            not have, a certificate that the encoders do not admit, or batches that the workers of a trial cannot share.
     """
     for name in methods_of(config):
         method_class(name)
-    encoders, workers = config.model.encoders, config.sweep.workers
-    check_modalities(list(encoders))
-    for modality in encoders:
-        for name in _values_of(config, f"model.encoders.{modality}"):
-            if name not in ENCODERS:
-                raise BadInputError(f"model.encoders.{modality}: no encoder {name!r}. Valid: {', '.join(ENCODERS)}")
+    if config.sweep.algorithm == "points" and not config.sweep.start_with:
+        raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
+    for encoders in _values_of(config, "model.encoders"):
+        check_modalities(list(encoders))
+        for modality, own in encoders.items():
+            for name in _values_of(config, f"model.encoders.{modality}", own):
+                _check_encoder(config, modality, name)
+        _check_names(config, list(encoders))
     for width in _values_of(config, "model.features"):
         if width % 8:
             raise BadInputError(f"model.features must be a multiple of 8, not {width}")
-    attack_plan(config).attacked(list(encoders))
+    workers = config.sweep.workers
     for size in _values_of(config, "train.batch_size"):
         if size % workers:
             raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
+
+
+def _check_encoder(config: RunConfig, modality: str, name: str) -> None:
+    if name not in ENCODERS:
+        raise BadInputError(f"model.encoders.{modality}: no encoder {name!r}. Valid: {', '.join(ENCODERS)}")
+    if "lipschitz" in config.certify.certificates and name not in LIPSCHITZ_ENCODERS:
+        valid = ", ".join(LIPSCHITZ_ENCODERS)
+        raise BadInputError(
+            f"certify.certificates: lipschitz needs encoders that are 1-Lipschitz ({valid}); "
+            f"model.encoders.{modality} is {name}"
+        )
+
+
+def _check_names(config: RunConfig, modalities: list[str]) -> None:
+    """Refuse settings of modalities that the model does not have."""
+    smoothing = config.certify.smoothing
+    attack_plan(config).attacked(modalities)
+    given: dict[str, Iterable[str]] = {"train.noise": config.train.noise, "attack.product": config.attack.product}
+    if "smoothing" in config.certify.certificates:
+        given["certify.smoothing.sigmas"] = smoothing.sigmas
+        missing = [m for m in modalities if m not in smoothing.sigmas]
+        if missing:
+            raise BadInputError(f"certify.smoothing.sigmas: give one for {', '.join(missing)}, too")
+    for path, names in given.items():
+        for name in names:
+            if name not in modalities:
+                raise BadInputError(f"{path}: the model has no {name!r}; it has {', '.join(modalities)}")
 
 
 def settled(config: RunConfig) -> RunConfig:
@@ -157,7 +203,9 @@ def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     fitting = sum(_workers_on(node, needs) for node in nodes) // config.sweep.workers
     trials = config.sweep.trials
-    if config.sweep.algorithm == "grid":
+    if config.sweep.algorithm == "points":
+        trials = len(config.start_points())
+    elif config.sweep.algorithm == "grid":
         trials = math.prod(len(next(iter(s.values()))) for s in config.search.values())
     elif not config.search:
         trials = 1

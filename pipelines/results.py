@@ -41,7 +41,7 @@ TABLES: dict[str, pa.Schema] = {
     ),
     # learning curves: one row a trial, epoch and name
     "epochs": pa.schema({"trial_id": _S, "epoch": _I, "name": _S, "value": _F}),
-    # plain numbers: clean_accuracy, unimodal_accuracy, missing_accuracy, mean_radius, indicator_ratio ...
+    # plain numbers: clean_accuracy, unimodal_accuracy, missing_accuracy, mean_radius, audit_violations ...
     "metrics": pa.schema(
         {
             "trial_id": _S,
@@ -50,6 +50,7 @@ TABLES: dict[str, pa.Schema] = {
             "split": _S,
             "name": _S,
             "modality": _S,  # null: joint
+            "certificate": _S,  # of radii and audits; null elsewhere
             "value": _F,
             "low": _F,  # 95 % Wilson interval where the value is a share
             "high": _F,
@@ -63,16 +64,17 @@ TABLES: dict[str, pa.Schema] = {
             "stage": _S,
             "final": _B,
             "split": _S,
-            "attack": _S,  # fgm | pgd
-            "ball": _S,  # joint | <modality>
+            "attack": _S,  # fgm | pgd | apgd_ce | apgd_dlr | minimal_norm | square | noise | auto
+            "ball": _S,  # joint | <modality> | product
             "norm": _S,
             "space": _S,
-            "epsilon": _F,
+            "epsilon": _F,  # null in the product ball
+            "budgets": _S,  # product: JSON, modality to ε; null elsewhere
             "accuracy": _F,
             "low": _F,
             "high": _F,
             "n": _I,
-            "settings": _S,  # JSON: steps, restarts, loss, seed
+            "settings": _S,  # JSON: steps, restarts, loss, seed ...
         }
     ),
     # one row a trial, stage, test clip, certificate and ball
@@ -83,7 +85,7 @@ TABLES: dict[str, pa.Schema] = {
             "final": _B,
             "clip_id": _S,
             "label": _I,
-            "predicted": _I,
+            "predicted": _I,  # -1: the smoothed classifier abstained
             "certificate": _S,  # estimate | lipschitz | smoothing
             "ball": _S,
             "space": _S,
@@ -91,6 +93,22 @@ TABLES: dict[str, pa.Schema] = {
             "indicator": _F,  # η of this modality at the attaining class; null for joint
             "audited": _B,
             "violated": _B,  # an attack strictly inside the radius changed the prediction
+            "settings": _S,  # JSON: what the radius rests on (τ's samples, constants, σ, n, α) and the audit's attack
+        }
+    ),
+    # what randomised smoothing sampled, clip by clip, to go on with after an interruption
+    "smoothing": pa.schema(
+        {
+            "trial_id": _S,
+            "weights_sha256": _S,
+            "settings": _S,
+            "clip_id": _S,
+            "label": _I,
+            "predicted": _I,  # -1: abstained
+            "count": _I,
+            "n": _I,
+            "p_lower": _F,
+            "radius": _F,  # in units of σ
         }
     ),
     "quarantine": pa.schema({"clip_id": _S, "path": _S, "split": _S, "reason": _S, "detail": _S}),

@@ -81,7 +81,7 @@ def _tune_config(config: RunConfig, plan: Plan) -> tune.TuneConfig:
     sweep = config.sweep
     points = config.start_points()
     algorithm: Searcher | SearchAlgorithm
-    if sweep.algorithm == "optuna" and config.search:
+    if sweep.algorithm in ("optuna", "points") and config.search:
         algorithm = OptunaSearch(points_to_evaluate=points or None, seed=sweep.seed)
     else:
         chosen = points if sweep.algorithm == "random" else None

@@ -12,20 +12,23 @@ from typing import Any
 import torch
 
 from crmt.attacks import Ball, pgd
+from crmt.certificates.lipschitz import lipschitz_constants
 from crmt.checkpoint import save_model
 from crmt.evaluate import Predictions, predict
-from crmt.fit import Batch, FitSettings, fit
+from crmt.fit import FitSettings, fit
 from crmt.heads import OrthogonalHead
 from crmt.integration import optimise_integration
 from crmt.lipschitz import GradientConstants, gradient_constants
-from crmt.methods import create, method_class
+from crmt.methods import method_class
 from crmt.methods.base import Method
-from crmt.modality import Modality
+from crmt.modality import Batch, Modality
 from crmt.model import ModelSpec, MultiModalModel, build_model
 from pipelines.batches import Clips
+from pipelines.certify import SmoothingStore
 from pipelines.config import RunConfig
-from pipelines.measure import Measured, Measurement
+from pipelines.measure import Measured, Measurement, Rows
 from pipelines.results import ResultsStore
+from pipelines.schema import METHOD_FIELDS
 from pipelines.sessions import Session
 
 
@@ -43,7 +46,7 @@ class TrialInput:
 def effective_params(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
     """The searched parameters, null where the trial's method takes no notice of them."""
     kind = method_class(config.train.method)
-    others = {"rho"} - set(kind.parameters())
+    others = set(METHOD_FIELDS) - set(kind.parameters())
     if not kind.step2:
         others |= {p.removeprefix("train.") for p in params if p.startswith("train.step2.")}
     return {p: None if p.removeprefix("train.") in others else v for p, v in params.items()}
@@ -55,7 +58,7 @@ def run_trial(config: RunConfig, given: TrialInput, clips: Clips, session: Sessi
     Raises:
         CRMTError: training failed; what was stored until then stays.
     """
-    return _Trial(config, given, clips, session).run()
+    return _Trial(config.resolved(), given, clips, session).run()
 
 
 @dataclass
@@ -65,29 +68,34 @@ class _Trial:
     clips: Clips
     session: Session
 
+    @property
+    def _results(self) -> ResultsStore:
+        return ResultsStore(self.given.run / "results")
+
     def run(self) -> dict[str, Any]:
         started = perf_counter()
         train = self.config.train
-        method = create(train.method, rho=train.rho)
+        method = self.config.training_method()
         spec = self._spec(method)
         model = build_model(spec, train.seed).to(self.session.place.device)
         report = self._fit(model, method)
         self.session.progress("τ", 0.0)
         constants = self._constants(model)
         training = self._training_predictions(model)
-        measure = Measurement(self.config, self.clips, self.session.gather, self.session.progress)
+        stored = SmoothingStore(self._results, self.session.trial_id, self.session.place.rank)
+        measure = Measurement(self.config, self.clips, self.session.gather, self.session.progress, stored=stored)
+        changes: Rows = []
         if method.step2:
             step1 = measure(model, constants, training.mean_contributions(model.head), "step1", False, balls=("joint",))
             self._store(step1, [], "step1")
-            mean_radii = self._step2(model, training, constants)
-            report |= self._validate(model)
+            changes = self._step2(model, training, constants, report)
         stage = "step2" if method.step2 else "step1"
         result = measure(model, constants, training.mean_contributions(model.head), stage, True)
-        self._store(result, mean_radii if method.step2 else [], stage)
+        self._store(result, changes, stage)
         report |= {
             "epoch": train.epochs,
             "clean_accuracy": result.value("clean_accuracy"),
-            "mean_radius": result.value("mean_radius"),
+            "mean_radius": result.value("mean_radius", certificate=self.config.certify.certificates[0]),
             "seconds": perf_counter() - started,
             "finished": True,
         }
@@ -112,11 +120,14 @@ class _Trial:
         settings = FitSettings(
             epochs=train.epochs,
             lr=train.lr,
+            optimizer=train.optimizer,
             momentum=train.momentum,
             weight_decay=train.weight_decay,
             schedule=train.schedule,
             step_every=train.step_every,
             step_factor=train.step_factor,
+            noise=train.noise,
+            seed=train.seed,
         )
         state = self.session.resume()
         done = int(state["epoch"]) if state else 0
@@ -129,7 +140,10 @@ class _Trial:
         def batches(epoch: int) -> Iterator[Batch]:
             return self.clips.training(epoch, train.batch_size, train.seed)
 
-        for result in fit(model, method, batches, settings, state=state, wrap=self.session.wrap):
+        def held_out() -> Iterator[Batch]:
+            return self.clips.ordered("validation", None, self.config.data.seed)
+
+        for result in fit(model, method, batches, settings, state=state, wrap=self.session.wrap, held_out=held_out):
             metrics = dict(result.metrics)
             validated = result.epoch % select.every == 0 or result.epoch == train.epochs
             if validated:
@@ -146,7 +160,7 @@ class _Trial:
         """The learning curve that an earlier life of this trial stored."""
         if not epoch:
             return []
-        stored = ResultsStore(self.given.run / "results").read("epochs", self.session.trial_id)
+        stored = self._results.read("epochs", self.session.trial_id)
         kept = stored[stored.epoch <= epoch][["epoch", "name", "value"]]
         return [{str(k): v for k, v in row.items()} for row in kept.to_dict("records")]
 
@@ -196,30 +210,53 @@ class _Trial:
         return Predictions.concatenated(self.session.gather(mine))
 
     def _step2(
-        self, model: MultiModalModel, training: Predictions, constants: GradientConstants
-    ) -> list[dict[str, Any]]:
-        """Set the integration weights; returns the metrics rows of the training split before and after."""
+        self, model: MultiModalModel, training: Predictions, constants: GradientConstants, report: dict[str, Any]
+    ) -> Rows:
+        """Set the integration weights and validate again; returns what changed, as rows of metrics.
+
+        Where the certificate `lipschitz` is asked for, the radius that is maximised is the certified one.
+        """
         settings = self.config.train.step2
         head = model.head
         assert isinstance(head, OrthogonalHead)
         self.session.progress("step 2", 0.0)
+        certified = "lipschitz" in self.config.certify.certificates
+        tau = constants.tau.cpu()
+        if certified:
+            tau = lipschitz_constants(model).cpu()[:, None].expand_as(tau)
         found = optimise_integration(
             training.scores,
             training.labels,
             head.bias.cpu(),
-            constants.tau,
+            tau,
             head.integration.cpu(),
             objective=settings.objective,
             steps=settings.steps,
             lr=settings.lr,
+            pair="orthogonal" if certified else "sum",
+            seed=self.config.train.seed,
         )
         head.set_integration(found.weights.to(head.bias.device))
-        values = {"step1": found.mean_radius_before, "step2": found.mean_radius_after}
-        n = len(training.labels)
-        row = {"split": "train", "name": "train_mean_radius", "modality": None, "n": n}
-        return [{**row, "stage": stage, "final": stage == "step2", "value": v} for stage, v in values.items()]
+        before = {k: report[k] for k in ("val_accuracy", "val_robust_accuracy") if k in report}
+        report |= self._validate(model)
+        lost = before["val_accuracy"] - report["val_accuracy"]
+        report["step2_harmful"] = lost > settings.tolerance
+        rows: Rows = [
+            {"stage": "step2", "split": "validation", "name": "step2_harmful", "value": float(report["step2_harmful"])}
+        ]
+        certificate = "lipschitz" if certified else "estimate"
+        radii = {"step1": found.mean_radius_before, "step2": found.mean_radius_after}
+        accuracies = {"step1": before, "step2": {k: report[k] for k in before}}
+        for stage, radius in radii.items():
+            n = len(training.labels)
+            mean = {"split": "train", "name": "train_mean_radius", "value": radius, "certificate": certificate, "n": n}
+            rows.append({"stage": stage, **mean})
+            rows += [
+                {"stage": stage, "split": "validation", "name": k, "value": v} for k, v in accuracies[stage].items()
+            ]
+        return [{"modality": None, "final": row["stage"] == "step2", **row} for row in rows]
 
-    def _store(self, measured: Measured, more: list[dict[str, Any]], stage: str) -> None:
+    def _store(self, measured: Measured, more: Rows, stage: str) -> None:
         self._write("metrics", measured.metrics + more, stage)
         self._write("curves", measured.curves, stage)
         self._write("radii", measured.radii, stage)
@@ -229,7 +266,7 @@ class _Trial:
             return
         trial_id = self.session.trial_id
         part = f"{trial_id}.{stage}" if stage else trial_id
-        ResultsStore(self.given.run / "results").write(table, part, [{"trial_id": trial_id, **row} for row in rows])
+        self._results.write(table, part, [{"trial_id": trial_id, **row} for row in rows])
 
     def _save(
         self, model: MultiModalModel, spec: ModelSpec, report: dict[str, Any], constants: GradientConstants
@@ -266,7 +303,7 @@ def trial_row(
         "status": "running",
         "method": config.train.method,
         "params": json.dumps(effective_params(config, params)),
-        "config": json.dumps(config.model_dump(mode="json"), sort_keys=True),
+        "config": json.dumps(config.resolved().model_dump(mode="json"), sort_keys=True),
         "seed": config.train.seed,
         "epochs": 0,
         "workers": config.sweep.workers,

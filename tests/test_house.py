@@ -16,8 +16,27 @@ def test_the_readmes_python_runs(capsys) -> None:
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
-    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2]
+    printed = capsys.readouterr().out.splitlines()
+    losses = [float(line.split()[1]) for line in printed if len(line.split()) == 2 and line.split()[0].isdigit()]
     assert losses[-1] < losses[0]
+    assert any(line.startswith("mean radius") for line in printed) and any(x.startswith("accuracy") for x in printed)
+
+
+def test_the_readmes_new_method_is_found_by_its_file(tmp_path: Path, monkeypatch) -> None:
+    """The file as the README shows it, put where it says, is a method with a field of its own."""
+    from crmt import methods
+    from crmt.fit import FitSettings, fit
+    from tests.crmt.tiny import learnable, trainable
+
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "METHOD = " in b)
+    assert len(block.splitlines()) <= 26
+    (tmp_path / "label_smoothing.py").write_text(block)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    assert "label_smoothing" in methods.method_names()
+    method = methods.create("label_smoothing", label_smoothing=0.2)
+    model = trainable(method.head)
+    results = list(fit(model, method, learnable(model), FitSettings(epochs=3, lr=0.05)))
+    assert results[-1].metrics["loss"] < results[0].metrics["loss"]
 
 
 def test_what_the_readme_names_exists() -> None:

@@ -6,8 +6,9 @@ import importlib
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.config import DataConfig, nearest
+from pipelines.config import nearest
 from pipelines.datasets.index import ClipIndex, with_validation
+from pipelines.schema import DataConfig
 
 __all__ = ["ClipIndex", "load", "names"]
 

@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crmt.errors import CRMTError
-from pipelines.config import DataConfig
 from pipelines.datasets.index import ClipIndex, cache_root
+from pipelines.schema import DataConfig
 
 CLASSES = tuple(str(digit) for digit in range(10))
 DTMF = (

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from crmt.errors import BadInputError
-from pipelines.config import DataConfig
+from pipelines.schema import DataConfig
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("id", "path", "label", "split", "group")

@@ -16,8 +16,9 @@ import pandas as pd
 import pyarrow
 
 from crmt.errors import BadInputError
-from pipelines.config import DataConfig, nearest
+from pipelines.config import nearest
 from pipelines.datasets.index import SPLITS, ClipIndex
+from pipelines.schema import DataConfig
 
 REQUIRED = ("path", "label", "split")
 _FORM = "Write a header `path,label,split` and one row a clip, for example `clips/a.mp4,dog,train`"

@@ -9,8 +9,8 @@ what is needed, and how to train on these clips through `manifest` meanwhile.
 from __future__ import annotations
 
 from crmt.errors import BadInputError
-from pipelines.config import DataConfig
 from pipelines.datasets.index import ClipIndex
+from pipelines.schema import DataConfig
 
 _LAYOUT = (
     "DIR holds vggsound.csv (the authors' list: youtube_id,start_seconds,label,split) and the clips, named "

@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
     "train": {"epochs": 2, "batch_size": 12, "lr": 0.05, "tau_samples": 12, "step2": {"steps": 20}},
     "select": {"steps": 2, "every": 1, "samples": 6},
     "attack": {"epsilons": [0.5, 1, 4], "steps": 3, "samples": 9},
-    "certify": {"audit_samples": 6, "audit_steps": 2},
+    "certify": {"audit_samples": 6, "audit_steps": 2, "audit_attack": "pgd"},
     "sweep": {"trials": 2, "scheduler": "none", "grace_epochs": 1},
 }
 """Trains and measures in about a second."""

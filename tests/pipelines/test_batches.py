@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small import NAMES, Decoded, Small
 
 from crmt.errors import BadInputError
-from crmt.fit import Batch
+from crmt.modality import Batch
 from pipelines import ingest as ingest_module
 from pipelines.batches import (
     Clips,
@@ -29,8 +29,8 @@ from pipelines.batches import (
     modalities_of,
     read_table,
 )
-from pipelines.config import DataConfig
 from pipelines.ingest import ClipCache, ingest
+from pipelines.schema import DataConfig
 
 SIDE, CROP, FRAMES, CANDIDATES, MELS, COLUMNS = 12, 8, 2, 3, 4, 10
 VIDEO = {"frames": FRAMES, "candidates": CANDIDATES, "size": SIDE, "crop": CROP}

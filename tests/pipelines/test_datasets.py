@@ -14,10 +14,10 @@ from sklearn.datasets import load_digits
 
 from crmt.errors import BadInputError
 from pipelines import datasets
-from pipelines.config import AudioConfig, DataConfig, VideoConfig
 from pipelines.datasets import avdigits
 from pipelines.datasets.index import ClipIndex, cache_root, with_validation
 from pipelines.decode import decode_clip
+from pipelines.schema import AudioConfig, DataConfig, VideoConfig
 
 VIDEO = VideoConfig(frames=2, size=32, crop=32)
 AUDIO = AudioConfig(

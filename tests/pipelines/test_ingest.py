@@ -20,10 +20,10 @@ from PIL import Image
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import ingest as ingest_module
-from pipelines.config import DataConfig
 from pipelines.datasets.index import ClipIndex
 from pipelines.decode import decode_clip
 from pipelines.ingest import cache_key, ingest, load_cache
+from pipelines.schema import DataConfig
 
 CONFIG: dict[str, Any] = {
     "dataset": "manifest",

@@ -83,10 +83,12 @@ def test_the_tables(done: tuple[RunConfig, Path, dict[str, Any]]) -> None:
         assert sorted(set(table.stage)) == stages
         assert (table.final == (table.stage == stages[-1])).all()
 
-    shares = metrics[metrics.name.str.endswith("accuracy")]
+    shares = metrics[metrics.name.str.endswith("accuracy") & (metrics.split == "test")]
     assert set(shares.name) == {"clean_accuracy", "unimodal_accuracy", "missing_accuracy"}
     assert shares.value.between(shares.low, shares.high).all() and (shares.n == PER_SPLIT["test"]).all()
-    assert set(metrics.split) == ({"test", "train"} if len(stages) == 2 else {"test"})
+    assert set(metrics.split) == ({"test", "train", "validation"} if len(stages) == 2 else {"test"})
+    radii_numbers = metrics[metrics.name.isin(["mean_radius", "audit_violations", "train_mean_radius"])]
+    assert set(radii_numbers.certificate) == {"estimate"} and shares.certificate.isna().all()
     audited = metrics[metrics.name == "audit_violations"]
     assert (audited.n <= 6).all() and (audited.value <= audited.n).all() and len(audited) == 3 * len(stages)
 
@@ -123,7 +125,7 @@ def test_the_saved_model_is_the_measured_one(done: tuple[RunConfig, Path, dict[s
     config, run, report = done
     model, spec, card = load_model(run / report["model"])
     assert spec.classes == decoded.cache.classes and card["weights_sha256"] == report["weights_sha256"]
-    assert card["config"] == config.model_dump(mode="json") and card["tau_samples"] == 12
+    assert card["config"] == config.resolved().model_dump(mode="json") and card["tau_samples"] == 12
     assert card["provenance"]["clips_sha256"] == decoded.cache.clips_sha256
     assert card["measured"]["clean_accuracy"] == report["clean_accuracy"]
     found = predict(model, clips_of(decoded, config).ordered("test"))

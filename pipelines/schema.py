@@ -1,0 +1,271 @@
+"""The sections of the configuration: every field with its default, its range and what it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from crmt.errors import BadInputError
+from crmt.methods import create, method_class, method_names
+
+AttackName = Literal["fgm", "pgd", "apgd_ce", "apgd_dlr", "minimal_norm", "square", "noise", "auto"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of the configuration. Unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class VideoConfig(Section):
+    """How frames are taken from a clip, and how they are kept."""
+
+    frames: Count = 3
+    """T: frames of one input, one from each of T equal segments."""
+    candidates: Count = 1
+    """Frames kept of each segment; training picks one at random, evaluation takes the middle one."""
+    size: Count = 256
+    """Side of the stored square frame in pixels: the short side is resized to it, then the centre is cut."""
+    crop: Count = 224
+    """Side of the model's input in pixels: a random crop in training, the centre in evaluation."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    max_pixels: Count = 4096 * 2304
+    """A clip whose frame has more pixels is quarantined as `too_large`."""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> VideoConfig:
+        if self.crop > self.size:
+            raise ValueError(f"crop ({self.crop}) must not exceed size ({self.size})")
+        return self
+
+
+class AudioConfig(Section):
+    """The log-mel front-end: ln(mel power + offset), by librosa."""
+
+    sample_rate: Count = 16000
+    seconds: Positive = 10.0
+    """Length that is read; shorter sound is padded with silence."""
+    n_fft: Count = 1024
+    window: Count = 400
+    hop: Count = 160
+    mels: Count = 128
+    fmin: NonNegative = 20.0
+    fmax: Positive | None = None
+    offset: Positive = 1e-6
+    """Added to the mel power before the logarithm."""
+    frames: Count = 1024
+    """Spectrogram frames of one input; padded with silence or cut at the end."""
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> AudioConfig:
+        if self.window > self.n_fft:
+            raise ValueError(f"window ({self.window}) must not exceed n_fft ({self.n_fft})")
+        if self.fmax is not None and not self.fmin < self.fmax <= self.sample_rate / 2:
+            raise ValueError(f"fmax ({self.fmax}) must lie between fmin and half the sample rate")
+        return self
+
+
+class AugmentConfig(Section):
+    """Training-time augmentation, seeded by (seed, epoch, step); in streams by the worker's rank, too."""
+
+    pad: Annotated[int, Field(ge=0)] = 0
+    """Pixels of edge padding before the random crop."""
+    flip: bool = True
+    """Mirror half of the clips left to right."""
+    time_shift: Annotated[int, Field(ge=0)] = 0
+    """Audio is shifted by up to so many spectrogram frames either way; the edge frame is repeated."""
+    gain: NonNegative = 0.0
+    """Audio: a constant drawn from U(-gain, gain) is added to the standardised log-mel."""
+
+
+class DataConfig(Section):
+    """Which clips, how they are decoded, and how they reach a trial."""
+
+    dataset: str = "avdigits"
+    root: Path | None = None
+    """Where the clips (or, for `manifest`, the CSV) lie. avdigits needs none."""
+    cache: Path | None = None
+    """Where decoded clips are kept; default $CRMT_CACHE or ~/.cache/crmt-sweep."""
+    limit: Count | None = None
+    """Use only so many clips of each split, chosen by seed: for a first look at a big set."""
+    validation_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
+    """Share of train's groups (source videos) carved out for validation, unless the list has such a split."""
+    max_failure_share: Share = 0.05
+    """More failed clips than this share stop the run before training, with the counts."""
+    decode_timeout: Positive = 60.0
+    """Seconds that one clip may take."""
+    mode: Literal["auto", "memory", "stream"] = "auto"
+    """memory: all trials read the decoded set in Ray's object store; stream: from Parquet; auto: by size."""
+    memory_share: Share = 0.5
+    """auto: share of the object store that the decoded set may take."""
+    seed: int = 0
+    video: VideoConfig = VideoConfig()
+    audio: AudioConfig = AudioConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+
+class ModelConfig(Section):
+    """Encoders by modality, and the width of their features."""
+
+    encoders: dict[str, str] = {"video": "resnet18", "audio": "resnet18"}
+    """modality: encoder name (`small_resnet`, `resnet18`). A modality left out is not used."""
+    features: Count = 512
+
+
+class Step2Config(Section):
+    """Step 2: integration weights for the largest mean radius, on cached scores."""
+
+    objective: Literal["clipped", "min", "runner_up"] = "clipped"
+    steps: Count = 400
+    lr: Positive = 0.02
+    tolerance: Share = 0.01
+    """A step 2 that lowers validation accuracy by more than this is reported as harmful (it is kept all the same)."""
+
+
+class _MethodFields(Section):
+    """The hyperparameters of all training methods; one left out (null) has its method's own default."""
+
+    @model_validator(mode="after")
+    def _methods_take_them(self) -> Self:
+        given = {name: getattr(self, name) for name in METHOD_FIELDS if getattr(self, name) is not None}
+        for method in method_names():
+            try:
+                create(method, **given)
+            except BadInputError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+
+def _method_fields() -> dict[str, Any]:
+    """Field name to its type, optional; a new file in crmt/methods/ adds its own."""
+    found: dict[str, Any] = {}
+    for name in method_names():
+        kind = method_class(name)
+        hints = get_type_hints(kind)
+        found |= {parameter: hints[parameter] | None for parameter in kind.parameters()}
+    return found
+
+
+METHOD_FIELDS = _method_fields()
+_OPTIONAL: dict[str, Any] = {name: (kind, None) for name, kind in METHOD_FIELDS.items()}
+_WithMethodFields: Any = create_model("_WithMethodFields", __base__=_MethodFields, **_OPTIONAL)
+
+
+class TrainConfig(_WithMethodFields):
+    """Method and optimisation; and, as fields of their own, the hyperparameters of every method (`train.rho` ...)."""
+
+    method: str = "crmt_jt"
+    epochs: Count = 140
+    batch_size: Count = 64
+    """Global: over all workers of a trial."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Positive = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd only."""
+    weight_decay: NonNegative = 1e-4
+    noise: dict[str, NonNegative] = Field(default_factory=dict)
+    """modality: deviation, in its space, of Gaussian noise added to training inputs; what smoothing needs."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    step_every: Count = 60
+    """step: epochs between decays."""
+    step_factor: Positive = 0.1
+    tau_samples: Count = 512
+    """Training clips whose gradients estimate τ."""
+    step2: Step2Config = Step2Config()
+    seed: int = 0
+
+
+class SelectConfig(Section):
+    """What hyperparameters are chosen by, always on the validation split."""
+
+    metric: Literal["robust_accuracy", "accuracy"] = "robust_accuracy"
+    """robust_accuracy: under PGD in the joint l2 ball."""
+    epsilon: Positive = 0.5
+    steps: Count = 5
+    every: Count = 5
+    """Epochs between validations; the last epoch is always validated."""
+    samples: Count = 128
+    """Validation clips that are attacked (the first so many of a seeded order)."""
+
+
+class AttackConfig(Section):
+    """The attacks of the final evaluation, on the test split."""
+
+    norm: Literal["l2", "linf"] = "l2"
+    names: Annotated[list[AttackName], Field(min_length=1)] = ["fgm", "pgd"]
+    """`auto` runs all of them but noise, cheapest first, on what still stands."""
+    epsilons: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    balls: list[str] = ["joint", "each"]
+    """`joint`: one budget over all modalities; `each`: every modality alone; or a modality's name."""
+    product: dict[str, Annotated[list[Positive], Field(min_length=1)]] = {}
+    """modality: budgets; every combination of them is attacked, each modality within its own budget."""
+    loss: Literal["margin", "cross_entropy"] = "margin"
+    """Of FGM and PGD."""
+    steps: Count = 20
+    """Of PGD and the minimal-norm attack; APGD takes twice as many in every run."""
+    restarts: Count = 1
+    """Of PGD, APGD and the minimal-norm attack: the first from the clip, the others from random points of the ball."""
+    targets: Annotated[int, Field(ge=0)] = 3
+    """Classes that apgd_dlr aims at, each in its own run, after an untargeted one."""
+    queries: Count = 500
+    """Of the black-box attack Square, a clip and budget."""
+    samples: Count | None = None
+    """Test clips that are attacked; all when left out."""
+
+
+class SmoothingConfig(Section):
+    """Randomised smoothing: what the certificate `smoothing` needs."""
+
+    sigmas: dict[str, Positive] = {}
+    """modality: deviation of the noise, in its space; every modality of the model needs one."""
+    n0: Count = 100
+    """Noisy copies that choose the class."""
+    n: Count = 1000
+    """Noisy copies that bound its probability."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """Each radius holds with probability 1 - alpha."""
+    samples: Count | None = 100
+    """Test clips that are smoothed; all when null."""
+
+
+class CertifyConfig(Section):
+    """Radii on the test split, and the attack that audits them."""
+
+    certificates: list[Literal["estimate", "lipschitz", "smoothing"]] = ["estimate"]
+    """estimate: the paper's, not sound; lipschitz: sound, for 1-Lipschitz encoders; smoothing: sound but for alpha."""
+    smoothing: SmoothingConfig = SmoothingConfig()
+    audit_attack: AttackName = "auto"
+    audit_steps: Count = 20
+    audit_restarts: Count = 2
+    """Runs a clip: one from the clip itself, the others from random points inside its radius."""
+    audit_samples: Annotated[int, Field(ge=0)] = 128
+    """Test clips audited; 0 leaves the audit out, and the result says so."""
+
+
+class SweepConfig(Section):
+    """How many trials, how they are chosen, and what each may take."""
+
+    trials: Count = 16
+    algorithm: Literal["optuna", "random", "grid", "points"] = "optuna"
+    """points: those of `start_with`, and no others."""
+    start_with: list[dict[str, Any]] = []
+    """Points (dotted path: value) that are tried first."""
+    scheduler: Literal["asha", "none"] = "asha"
+    grace_epochs: Count = 10
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    workers: Count = 1
+    """Workers of one trial; more than one go through TorchTrainer."""
+    cpus_per_worker: Positive = 1.0
+    gpus_per_worker: NonNegative | None = None
+    """Left out: 1 where the cluster has GPUs, else 0."""
+    max_concurrent: Count | None = None
+    """Trials side by side; default: as many as the cluster holds."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """How often one trial is started again after a crash."""
+    seed: int = 0
