@@ -136,9 +136,9 @@ def test_the_odd_one_out_head_has_no_weight_of_a_modality_and_no_trained_bias() 
     assert all(p.requires_grad for n, p in head.named_parameters() if n != "bias")
 
 
-def test_integration_starts_at_a_tenth_and_can_be_set() -> None:
+def test_integration_starts_at_one_and_can_be_set() -> None:
     head = OrthogonalHead({"a": 6, "b": 6}, 4)
-    torch.testing.assert_close(head.integration, torch.full((2, 4), 0.1))
+    torch.testing.assert_close(head.integration, torch.ones(2, 4))
     wanted = torch.rand(2, 4) + 0.01
     head.set_integration(wanted)
     torch.testing.assert_close(head.integration, wanted)
