@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from crmt.certificates.audit import Audit
 from crmt.certificates.estimate import estimated_radii
 from crmt.certificates.lipschitz import lipschitz_constants, lipschitz_radii
@@ -32,6 +34,12 @@ Found = dict[str, dict[str, tuple[bool, bool]]]
 """Ball to clip id to (audited, violated)."""
 
 STORE_SECONDS = 2.0
+
+
+def exact_arithmetic(config: RunConfig) -> None:
+    """Let a GPU's convolutions round no more than the certificate `lipschitz` allows for (TF32 does)."""
+    if "lipschitz" in config.certify.certificates:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ class Certifier:
     def __call__(
         self, model: MultiModalModel, predictions: Predictions, constants: GradientConstants, final: bool
     ) -> list[Certified]:
-        """Every certificate of the configuration; smoothing, which takes minutes, of the final model alone.
+        """Every certificate of the configuration; smoothing and audits, which take minutes, of the final model alone.
 
         Args:
             predictions: of the whole split, all ranks. constants: τ̂.
@@ -159,11 +167,11 @@ class Certifier:
                 if final:
                     found.append(self._smoothing(model))
                 continue
-            found.append(self._by_constants(name, model, predictions, constants))
+            found.append(self._by_constants(name, model, predictions, constants, final))
         return found
 
     def _by_constants(
-        self, name: str, model: MultiModalModel, predictions: Predictions, constants: GradientConstants
+        self, name: str, model: MultiModalModel, predictions: Predictions, constants: GradientConstants, final: bool
     ) -> Certified:
         settings: dict[str, Any]
         if name == "lipschitz":
@@ -183,13 +191,14 @@ class Certifier:
             predictions.ids,
             predictions.labels.tolist(),
             predictions.logits(model.head).argmax(1).tolist(),
-            self._audit(name, model, of),
+            self._audit(name, model, of) if final else {},
             settings | self._audit_settings(),
         )
 
     def _audit_settings(self) -> dict[str, Any]:
         certify = self.config.certify
-        return {"audit": certify.audit_attack, "steps": certify.audit_steps, "restarts": certify.audit_restarts}
+        steps, restarts, queries = certify.audit_steps, certify.audit_restarts, self.config.attack.queries
+        return {"audit": certify.audit_attack, "steps": steps, "restarts": restarts, "queries": queries}
 
     def _audit(self, name: str, model: MultiModalModel, of: Callable[[Predictions], Radii]) -> Found:
         certify = self.config.certify
@@ -203,6 +212,7 @@ class Certifier:
             attack=certify.audit_attack,
             steps=certify.audit_steps,
             restarts=certify.audit_restarts,
+            queries=self.config.attack.queries,
             seed=self.config.train.seed,
             progress=self.count(f"{self.phase}: audit of {name}", certify.audit_samples),
         )

@@ -83,15 +83,19 @@ class RunConfig(Section):
         return self.model_copy(update={"search": left, "sweep": sweep})
 
     def start_points(self) -> list[dict[str, Any]]:
-        """`sweep.start_with`, no point twice, each completed: by a field's own value, or if that is outside its search
-        entry, by the entry's first."""
+        """`sweep.start_with`, no point twice, each completed: by a field's own value or its method's default, or where
+        that is outside its search entry, by the entry's first."""
 
-        def own(path: str, space: dict[str, Any]) -> Any:
+        def own(path: str, space: dict[str, Any], method: str) -> Any:
             value = value_at(self, path)
+            if value is None:
+                value = getattr(create(method), path.removeprefix("train."), None)
             return value if _inside(space, value) else next(iter(space.values()))[0]
 
-        rest = {path: own(path, space) for path, space in self.search.items()}
-        whole = [rest | point for point in self.sweep.start_with]
+        whole = []
+        for point in self.sweep.start_with:
+            method = point.get("train.method", self.train.method)
+            whole.append({path: own(path, space, method) for path, space in self.search.items()} | point)
         return [point for i, point in enumerate(whole) if point not in whole[:i]]
 
 

@@ -22,7 +22,7 @@ from crmt.methods import method_class
 from crmt.model import ModelSpec
 from pipelines import datasets
 from pipelines.batches import Placement, modalities_of
-from pipelines.certify import SmoothingStore
+from pipelines.certify import SmoothingStore, exact_arithmetic
 from pipelines.command import config_from_card, run_command, start_ray
 from pipelines.config import RunConfig
 from pipelines.ingest import ClipCache
@@ -87,6 +87,7 @@ def run_evaluation(
     transform = replace(prepared.source.transform, **card["front_end"])
     clips = replace(prepared.source, transform=transform).open(place)
     model = model.to(place.device)
+    exact_arithmetic(config)
     with LiveTable(run, 1, console):
         session.progress("τ", 0.0)
         constants = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))

@@ -128,31 +128,36 @@ class Step2Config(Section):
     """A step 2 that lowers validation accuracy by more than this is reported as harmful (it is kept all the same)."""
 
 
-class _MethodFields(Section):
-    """The hyperparameters of all training methods; one left out (null) has its method's own default."""
-
-    @model_validator(mode="after")
-    def _methods_take_them(self) -> Self:
-        given = {name: getattr(self, name) for name in METHOD_FIELDS if getattr(self, name) is not None}
-        for method in method_names():
-            try:
-                create(method, **given)
-            except BadInputError as error:
-                raise ValueError(str(error)) from None
-        return self
+_METHODS = {name: method_class(name) for name in method_names()}
 
 
 def _method_fields() -> dict[str, Any]:
     """Field name to its type, optional; a new file in crmt/methods/ adds its own."""
     found: dict[str, Any] = {}
-    for name in method_names():
-        kind = method_class(name)
+    for kind in _METHODS.values():
         hints = get_type_hints(kind)
         found |= {parameter: hints[parameter] | None for parameter in kind.parameters()}
     return found
 
 
 METHOD_FIELDS = _method_fields()
+
+
+class _MethodFields(Section):
+    """The hyperparameters of all training methods; one left out (null) has its method's own default."""
+
+    @model_validator(mode="after")
+    def _methods_take_them(self) -> Self:
+        given = {name: getattr(self, name) for name in METHOD_FIELDS if getattr(self, name) is not None}
+        for method, kind in _METHODS.items():
+            try:
+                if given.keys() & set(kind.parameters()):
+                    create(method, **given)
+            except BadInputError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+
 _OPTIONAL: dict[str, Any] = {name: (kind, None) for name, kind in METHOD_FIELDS.items()}
 _WithMethodFields: Any = create_model("_WithMethodFields", __base__=_MethodFields, **_OPTIONAL)
 

@@ -24,7 +24,7 @@ from crmt.methods.base import Method
 from crmt.modality import Batch, Modality
 from crmt.model import ModelSpec, MultiModalModel, build_model
 from pipelines.batches import Clips
-from pipelines.certify import SmoothingStore
+from pipelines.certify import SmoothingStore, exact_arithmetic
 from pipelines.config import RunConfig
 from pipelines.measure import Measured, Measurement, Rows
 from pipelines.results import ResultsStore
@@ -74,6 +74,7 @@ class _Trial:
 
     def run(self) -> dict[str, Any]:
         started = perf_counter()
+        exact_arithmetic(self.config)
         train = self.config.train
         method = self.config.training_method()
         spec = self._spec(method)

@@ -1,0 +1,129 @@
+"""The study's report: answers, tables and pictures in one Markdown file, with where they come from."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from study_data import Study, title
+from study_figures import Picture, draw_all
+from study_plan import SIGMAS, TRIALS
+from study_tables import all_tables
+from study_words import BEYOND, answers, listed
+
+SPACE = "ℓ2 distances in video pixels in [0, 1] and standardised log-mel"
+
+
+def build(study: Study, results: Path | None) -> str:
+    """The report as Markdown; with `results`, also written there: study.md, study/*.png and study/*.csv."""
+    tables = all_tables(study)
+    pictures: list[Picture] = []
+    if results is not None:
+        folder = results / "study"
+        pictures = draw_all(study, folder)
+        for table in tables:
+            table.raw.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g")
+    parts = [_head(study), _missing(study)]
+    if found := answers(study):
+        parts.append(f"## Answers\n\nMade by rule from the numbers below. {BEYOND}")
+        parts += [f"### {question}\n\n" + "\n".join(f"- {line}" for line in lines) for question, lines in found]
+    if tables:
+        parts += ["## Tables\n\nMean ± deviation over seeds.", *(table.markdown().rstrip() for table in tables)]
+    if pictures:
+        parts.append("## Pictures")
+        parts += [f"![{p.name}](study/{p.name}.png)\n\n{p.caption}" for p in pictures]
+    parts += [_how(), _provenance(study)]
+    text = "\n\n".join(p for p in parts if p) + "\n"
+    if results is not None:
+        (results / "study.md").write_text(text)
+    return text
+
+
+def _head(study: Study) -> str:
+    options = study.options
+    return (
+        "# The study: what CRMT does on avdigits\n\n"
+        "`python benchmarks/study.py`: "
+        f"{len(options.methods)} training methods, {options.epochs} epochs each, seeds "
+        f"{', '.join(map(str, options.seeds))}; attacks on {options.samples} test clips, "
+        f"radii of all of them; budgets and radii are {SPACE}."
+        + (f" Only {options.limit} clips of each split were used." if options.limit else "")
+    )
+
+
+def _missing(study: Study) -> str:
+    """What a complete study would have besides."""
+    lines = []
+    for name, run in study.runs.items():
+        planned, there = len(run.planned), len(run.trials)
+        if run.card is None:
+            lines.append(f"- {name} ({run.phase.question}) has not begun")
+        elif there < planned:
+            failures = sorted(set(run.failed.values()))
+            why = f"; failed: {'; '.join(failures)}" if failures else ""
+            lines.append(f"- {name} ({run.phase.question}): {there} of {planned} trials finished{why}")
+        elif run.phase.needs and (lost := _unchosen(study, name)):
+            lines.append(f"- {name}: no trial of the search finished for {listed(lost)}")
+    return "**This study is not complete.** Missing:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _unchosen(study: Study, phase: str) -> list[str]:
+    run = study.runs[phase]
+    chosen = study.chosen.get(str(run.phase.needs), {})
+    return [title(m) for m in run.phase.of(study.options) if m not in chosen]
+
+
+def _how() -> str:
+    return (
+        "## How it was measured\n\n"
+        f"- Every method has the same number of epochs and of search trials, {TRIALS}: learning rates, or learning "
+        "rates times values of its own hyperparameter where it has one worth searching. The validation split alone "
+        "decides, by accuracy under PGD in the joint ball of ε .5, with one seed; ties go to the earlier point. The "
+        "final models are trained anew with each seed.\n"
+        "- Methods that train on adversarial inputs have the same grid of ε.\n"
+        "- `auto` runs all attacks cheapest first and drops clips as they fall; a model with step 2 is measured after "
+        "each step.\n"
+        f"- Smoothing trains with Gaussian noise of σ {', '.join(f'{v:g} ({m})' for m, v in SIGMAS.items())}, with the "
+        "hyperparameters of the main search, and certifies with the same noise.\n"
+        "- What is called estimated is no certificate; what is called certified is sound (smoothing: with 99.9 % a "
+        "clip)."
+    )
+
+
+def _provenance(study: Study) -> str:
+    cards = {name: run.card for name, run in study.runs.items() if run.card is not None}
+    if not cards:
+        return ""
+    last = list(cards.values())[-1]
+    rows = ["| phase | trials | seconds of trials | wall, minutes | commit |", "| --- | ---: | ---: | ---: | --- |"]
+    for name, card in cards.items():
+        trials = study.runs[name].trials
+        seconds = float(trials.seconds.sum()) if len(trials) else 0.0
+        rows.append(f"| {name} | {len(trials)} | {seconds:.0f} | {_wall(card, study, name)} | {commits(card)} |")
+    hardware, versions = last["hardware"], last["versions"]
+    return (
+        "## Where it comes from\n\n" + "\n".join(rows) + "\n\n"
+        f"{last['started'][:10]}, {hardware['cpus']} cores, {hardware['gpus']} GPUs, "
+        f"{', '.join(f'{k} {v}' for k, v in versions.items() if k in ('python', 'torch', 'ray', 'numpy'))}; clip list "
+        f"{str(last['clips_sha256'])[:12]}, {last['clips'].get('test', 0)} test clips."
+    )
+
+
+def commits(card: dict[str, Any]) -> str:
+    """The commits of a run's sessions."""
+    sessions = [card, *card.get("sessions", [])]
+    return ", ".join(
+        dict.fromkeys(str(s["commit"])[:12] + (" with changes" if s.get("dirty") else "") for s in sessions)
+    )
+
+
+def _wall(card: dict[str, Any], study: Study, name: str) -> str:
+    """From the first trial's start to the last one's end; a pause between sessions counts, and is said."""
+    trials = study.runs[name].trials
+    if not len(trials):
+        return "–"
+    starts = [datetime.fromisoformat(str(s)).timestamp() for s in trials.started]
+    ends = [s + float(t) for s, t in zip(starts, trials.seconds, strict=True)]
+    paused = " with a pause" if card.get("sessions") else ""
+    return f"{(max(ends) - min(starts)) / 60:.0f}{paused}"
