@@ -230,7 +230,8 @@ def test_every_shipped_configuration_is_valid_and_says_how_to_run_it(file: Path)
     config = load_config(file)
     assert file.stem.partition("_")[0] == config.data.dataset and config.search
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    assert any(f"python pipelines/sweep.py --dataset {file.stem}" in line for line in head)
+    ways = f"--dataset {file.stem}", f"--config tune_configs/{file.name}"
+    assert any(f"python pipelines/sweep.py {way}" in line for line in head for way in ways)
 
 
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
