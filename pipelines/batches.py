@@ -6,7 +6,6 @@ through Ray Data. Both give equal numbers of steps on every rank.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,23 +17,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from PIL import Image
-from torch import Tensor
 
 from crmt.errors import BadInputError
 from crmt.modality import Batch, Modality
 from pipelines.ingest import ClipCache
-from pipelines.schema import AugmentConfig, DataConfig
+from pipelines.rows import decode_rows, present_column
+from pipelines.schema import DataConfig
+from pipelines.transform import Draws, Placement, Transform
 
 VIDEO_SPACE = "pixels in [0, 1]"
-AUDIO_SPACE = "standardised log-mel"
+FLOW_SPACE = "flow in [0, 1]"
+AUDIO_SPACE, VGGSOUND_SPACE = "standardised log-mel", "standardised log spectrogram"
 EVALUATION_BATCH = 128
 STREAM_TASK_CPUS = 0.25
 STREAM_WORKER_CPUS = 2 * STREAM_TASK_CPUS
 """What the Data tasks of one streaming worker take: one reads while one decodes."""
 _SHUFFLE_BUFFER_BATCHES = 8
 _READ_COLUMNS = ("id", "label")
-CPU = torch.device("cpu")
 
 
 def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> tuple[Modality, ...]:
@@ -52,38 +51,23 @@ def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> t
             )
         meta = cache.modalities[name]
         if name == "audio":  # batches are standardised already: that is the space of its budgets
-            space: dict[str, Any] = {"mean": (0.0,), "std": (1.0,), "box": None, "space": AUDIO_SPACE}
+            space: dict[str, Any] = {"mean": (0.0,), "std": (1.0,), "box": None}
+            space["space"] = VGGSOUND_SPACE if data.audio.front_end == "vggsound" else AUDIO_SPACE
             result.append(Modality(name=name, shape=meta.shape, channel_axis=0, **space))
             continue
         shape = (data.video.frames, meta.shape[1], data.video.crop, data.video.crop)
-        space = {"mean": meta.mean, "std": meta.std, "box": (0.0, 1.0), "space": VIDEO_SPACE}
+        space = {"mean": meta.mean, "std": meta.std, "box": (0.0, 1.0)}
+        space["space"] = FLOW_SPACE if name == "flow" else VIDEO_SPACE
         result.append(Modality(name=name, shape=shape, channel_axis=1, **space))
     return tuple(result)
 
 
-def decode_rows(table: pa.Table, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Parquet rows to arrays: video uint8 `(N, F, 3, H, W)`, audio float16 `(N, 1, mels, frames)`, ids and labels."""
-    arrays: dict[str, np.ndarray] = {
-        "id": np.asarray(table["id"].to_pylist(), dtype=object),
-        "label": table["label"].to_numpy().astype(np.int64),
-    }
-    for name, shape in shapes.items():
-        column = table[name].to_pylist()
-        if name == "audio":
-            arrays[name] = np.stack([np.frombuffer(b, np.float16).reshape(shape) for b in column])
-        else:
-            arrays[name] = np.stack([_frames(jpegs) for jpegs in column])
-    return arrays
-
-
-def _frames(jpegs: list[bytes]) -> np.ndarray:
-    frames = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in jpegs]
-    return np.stack(frames).transpose(0, 3, 1, 2)
-
-
 @dataclass(frozen=True)
 class ClipTable:
-    """A whole decoded set, sorted by id. Put into the object store once; workers read its arrays in place."""
+    """A whole decoded set, sorted by id. Put into the object store once; workers read its arrays in place.
+
+    `arrays` are those of pipelines/rows.py's `decode_rows`, by modality and `present_<modality>`.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
@@ -98,6 +82,7 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
         BadInputError: the cache holds no clip.
     """
     shapes = {m: tuple(cache.modalities[m].shape) for m in names}
+    masks = [present_column(m) for m in names]
     paths = [str(p) for p in cache.parts]
     dataset = ray.data.read_parquet(paths, columns=[*_READ_COLUMNS, "split", *names])
     decoded = dataset.map_batches(partial(_decode_with_split, shapes=shapes), batch_format="pyarrow")
@@ -111,114 +96,12 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
         ids=whole["id"].astype(str)[order],
         labels=whole["label"][order],
         splits=whole["split"].astype(str)[order],
-        arrays={m: whole[m][order] for m in names},
+        arrays={key: whole[key][order] for key in (*names, *masks)},
     )
 
 
 def _decode_with_split(table: pa.Table, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     return decode_rows(table, shapes) | {"split": np.asarray(table["split"].to_pylist(), dtype=object)}
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Which worker of a trial this is, and its device."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = CPU
-
-    def mine(self, rows: np.ndarray) -> np.ndarray:
-        """This rank's share of some rows; the shares of all ranks make the whole."""
-        return rows[self.rank :: self.world]
-
-
-@dataclass(frozen=True)
-class Transform:
-    """Stored arrays ▸ what a model takes."""
-
-    data: DataConfig
-    audio_mean: float
-    audio_std: float
-
-    @staticmethod
-    def of(cache: ClipCache, data: DataConfig) -> Transform:
-        audio = cache.modalities.get("audio")
-        return Transform(data, audio.mean[0] if audio else 0.0, audio.std[0] if audio else 1.0)
-
-    def __call__(self, arrays: dict[str, np.ndarray], draws: Draws | None, device: torch.device) -> dict[str, Tensor]:
-        """Inputs on `device`; `draws` None is the plain form: middle candidate, centre crop."""
-        inputs: dict[str, Tensor] = {}
-        for name, array in arrays.items():
-            stored = torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device)
-            if name == "audio":
-                inputs[name] = self._audio(stored, draws)
-            else:
-                inputs[name] = self._video(stored, draws)
-        return inputs
-
-    def _audio(self, stored: Tensor, draws: Draws | None) -> Tensor:
-        standard = (stored.float() - self.audio_mean) / self.audio_std
-        if draws is None:
-            return standard
-        frames = standard.shape[-1]
-        columns = (torch.arange(frames)[None] + draws.time_shift[:, None]).clamp(0, frames - 1).to(stored.device)
-        shifted = standard.gather(3, columns[:, None, None, :].expand_as(standard))
-        return shifted + draws.gain.to(stored.device)[:, None, None, None]
-
-    def _video(self, stored: Tensor, draws: Draws | None) -> Tensor:
-        video = self.data.video
-        count, _, channels, side, _ = stored.shape
-        if draws is None:
-            middle = torch.full((count, video.frames), video.candidates // 2)
-            offset = torch.full((count, 2), (side - video.crop) // 2)
-            flip = torch.zeros(count, dtype=torch.bool)
-        else:
-            middle, offset, flip = draws.candidate, draws.offset, draws.flip
-        frames = torch.arange(video.frames) * video.candidates + middle
-        rows = (torch.arange(video.crop) + offset[:, :1]).clamp(0, side - 1)
-        columns = (torch.arange(video.crop) + offset[:, 1:]).clamp(0, side - 1)
-        columns = torch.where(flip[:, None], columns.flip(1), columns)
-        device = stored.device
-        cut = stored[
-            torch.arange(count, device=device)[:, None, None, None, None],
-            frames.to(device)[:, :, None, None, None],
-            torch.arange(channels, device=device)[None, None, :, None, None],
-            rows.to(device)[:, None, None, :, None],
-            columns.to(device)[:, None, None, None, :],
-        ]
-        return cut.float() / 255
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random choices of one batch. In memory they are drawn for the GLOBAL batch, whatever the workers."""
-
-    candidate: Tensor
-    """`(B, T)`: which kept frame of each segment."""
-    offset: Tensor
-    """`(B, 2)`: top and left of the crop; below 0 in the padding."""
-    flip: Tensor
-    time_shift: Tensor
-    gain: Tensor
-
-    @staticmethod
-    def draw(size: int, data: DataConfig, seed: Sequence[int]) -> Draws:
-        rng, augment = np.random.default_rng(list(seed)), data.augment
-        room = data.video.size - data.video.crop + 2 * augment.pad
-        return Draws(
-            torch.from_numpy(rng.integers(0, data.video.candidates, (size, data.video.frames))),
-            torch.from_numpy(rng.integers(0, room + 1, (size, 2))) - augment.pad,
-            torch.from_numpy(rng.random(size) < 0.5) & augment.flip,
-            torch.from_numpy(rng.integers(-augment.time_shift, augment.time_shift + 1, size)),
-            torch.from_numpy(_uniform(rng, augment, size)).float(),
-        )
-
-    def mine(self, place: Placement) -> Draws:
-        return Draws(**{k: v[place.rank :: place.world] for k, v in vars(self).items()})
-
-
-def _uniform(rng: np.random.Generator, augment: AugmentConfig, size: int) -> np.ndarray:
-    return rng.uniform(-augment.gain, augment.gain, size)
 
 
 class Clips(Protocol):
@@ -377,7 +260,7 @@ class StreamClips:
 
     def _batch(self, arrays: dict[str, np.ndarray], draws: Draws | None) -> Batch:
         labels = torch.from_numpy(np.require(arrays["label"], requirements="W")).to(self.place.device)
-        inputs = self.transform({m: arrays[m] for m in self.index.shapes}, draws, self.place.device)
+        inputs = self.transform(arrays, draws, self.place.device)
         return Batch(inputs, labels, tuple(str(i) for i in arrays["id"]))
 
 
@@ -388,9 +271,6 @@ def _decode_wanted(
     if ids is not None:
         keep &= np.asarray([i in ids for i in table["id"].to_pylist()], dtype=bool)
     kept = table.filter(pa.array(keep))
-    if len(kept) == 0:
-        empty: dict[str, np.ndarray] = {"id": np.empty(0, object), "label": np.empty(0, np.int64)}
-        return empty | {m: np.empty((0, *s), np.float16 if m == "audio" else np.uint8) for m, s in shapes.items()}
     return decode_rows(kept, shapes)
 
 

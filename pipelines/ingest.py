@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +23,36 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import datasets
+from pipelines.check import check
 from pipelines.command import add_config_arguments, config_from, run_command, start_ray
 from pipelines.datasets.index import SPLITS, ClipIndex, cache_root
-from pipelines.decode import REASONS, DecodedClip, DecodeError, decode_clip
-from pipelines.schema import AudioConfig, DataConfig, VideoConfig
+from pipelines.decode import REASONS, DecodeError, decode_clip
+from pipelines.rows import MODALITIES, ModalityMeta, add_clip, encode_row, meta_of, no_sums, present_column, schema_of
+from pipelines.schema import AudioConfig, DataConfig
+from pipelines.sound import PUBLISHED_FBANK
 from pipelines.tasks import Piece, only_one, run_pieces
 
 __all__ = ["FORMAT", "ClipCache", "ModalityMeta", "cache_root", "check_modalities", "ingest", "load_cache"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
 
 _SHARD_CLIPS, _MOST_SHARDS = 64, 512
-MODALITIES = ("video", "audio")
-_FULL_CHROMA_SIDE = 128  # JPEGs of at most this side keep their colours at full resolution
 _QUARANTINE = ("clip_id", "path", "split", "reason", "detail")
-
-
-@dataclass(frozen=True)
-class ModalityMeta:
-    """One modality of a cache: video (F, 3, H, W) uint8, or audio (1, mels, frames) float16.
-
-    `mean` and `std` are over the train split: video per channel of pixels in [0, 1], audio one value each.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class ClipCache:
     """A finished, decoded set of clips in the folder `path`.
 
-    A row of its Parquet parts is id, label (int32), split, group, `video` (list of JPEGs, one a frame, segment by
-    segment) and `audio` (the bytes of float16). A part holds clips of one split, in the order of the index.
-    `counts`: decoded clips by split. `failed`: clips in `quarantine` (clip_id, path, split, reason, detail).
+    Its Parquet parts hold rows as pipelines/rows.py says; a part holds clips of one split, in the order of the index.
+    `counts`: decoded clips by split. `failed`: clips in `quarantine` (clip_id, path, split, reason, detail). `missing`:
+    by modality, the decoded clips that lack it (data.missing_modality `keep`).
     """
 
     path: Path
@@ -76,6 +62,7 @@ class ClipCache:
     modalities: dict[str, ModalityMeta]
     counts: dict[str, int]
     failed: int
+    missing: dict[str, int]
     clips_sha256: str
     quarantine: pd.DataFrame
 
@@ -112,7 +99,7 @@ def ingest(
                 _build(folder, key, index, data, modalities, progress)
     cache = load_cache(folder)
     _check_failures(cache, index, data.max_failure_share)
-    return cache
+    return _standardised(cache, data.audio)
 
 
 def check_modalities(names: Iterable[str]) -> None:
@@ -129,12 +116,16 @@ def check_modalities(names: Iterable[str]) -> None:
 def cache_key(index: ClipIndex, data: DataConfig, modalities: tuple[str, ...]) -> str:
     """SHA-256 over the format, the list, each clip's content (size and time, or fingerprint) and the decode settings.
 
-    data.decode_timeout is among them: it decides which clips are quarantined, and a longer one tries them again.
-    Left out because no stored byte depends on it: video.crop, which is applied to batches.
+    data.decode_timeout and the limits are among them: they decide which clips are quarantined, and a longer one tries
+    them again. Left out because no stored byte depends on them: video.crop and audio.standardise, which batches apply.
     """
-    settings = {"video": data.video.model_dump(exclude={"crop"}), "audio": data.audio.model_dump()}
+    video = data.video.model_dump(exclude={"crop"})
+    audio = data.audio.model_dump(exclude={"standardise"})
+    settings = {"video": video, "audio": audio, "flow": {**video, **data.flow.model_dump()}}
+    limits = {name: video[name] for name in ("max_pixels", "max_frames", "max_seconds")}
     digest = hashlib.sha256()
-    decoding = {"timeout": data.decode_timeout, **{m: settings[m] for m in modalities}}
+    decoding = {"timeout": data.decode_timeout, **limits, "missing": data.missing_modality}
+    decoding |= {m: settings[m] for m in modalities}
     digest.update(json.dumps([FORMAT, index.sha256, decoding], sort_keys=True).encode())
     for content in _contents(index):
         digest.update(f"{content}\n".encode())
@@ -164,6 +155,7 @@ def load_cache(folder: Path) -> ClipCache:
         },
         counts=card["counts"],
         failed=len(card["quarantine"]),
+        missing=card["missing"],
         clips_sha256=card["clips_sha256"],
         quarantine=pd.DataFrame(card["quarantine"], columns=list(_QUARANTINE)),
     )
@@ -171,6 +163,15 @@ def load_cache(folder: Path) -> ClipCache:
         found = len(cache.parts)
         raise CRMTError(f"{folder} has {found} of {card['parts']} parts. Delete the folder and run ingest.py again")
     return cache
+
+
+def _standardised(cache: ClipCache, audio: AudioConfig) -> ClipCache:
+    """The cache with the constants that the configuration gives for sound, in place of those of its train split."""
+    if "audio" not in cache.modalities or audio.standardise == "train":
+        return cache
+    mean, std = PUBLISHED_FBANK if audio.standardise == "published" else audio.standardise
+    meta = replace(cache.modalities["audio"], mean=(mean,), std=(std,))
+    return replace(cache, modalities={**cache.modalities, "audio": meta})
 
 
 def _contents(index: ClipIndex) -> Iterable[str]:
@@ -195,9 +196,7 @@ def _build(
     shards = _shards(index)
     settings = {
         "folder": str(folder),
-        "video": data.video.model_dump(mode="json"),
-        "audio": data.audio.model_dump(mode="json"),
-        "timeout": data.decode_timeout,
+        "data": data.model_dump(mode="json"),
         "modalities": list(modalities),
     }
     pieces = []
@@ -215,8 +214,9 @@ def _build(
         "format": FORMAT,
         "name": index.name,
         "classes": list(index.classes),
-        "modalities": {m: asdict(_meta(m, data, [c["sums"][m] for c in cards])) for m in modalities},
+        "modalities": {m: asdict(meta_of(m, data, [c["sums"][m] for c in cards])) for m in modalities},
         "counts": counts,
+        "missing": {m: sum(c["missing"][m] for c in cards) for m in modalities},
         "clips_sha256": index.sha256,
         "parts": len(shards),
         "quarantine": quarantine,
@@ -241,86 +241,33 @@ def _card_path(folder: Path, number: int) -> Path:
 def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     """Decode one shard (a Ray Data task): write its Parquet part, then the card beside it that marks it finished."""
     folder, modalities = Path(task["folder"]), tuple(task["modalities"])
-    video, audio = VideoConfig(**task["video"]), AudioConfig(**task["audio"])
+    data = DataConfig(**task["data"])
+    keep = data.missing_modality == "keep"
     rows: list[dict[str, Any]] = []
     quarantine: list[dict[str, str]] = []
-    sums: dict[str, dict[str, Any]] = {m: {"count": 0, "total": [], "squares": []} for m in modalities}
+    sums = no_sums(modalities)
     for clip in task["clips"]:
         try:
-            decoded = decode_clip(Path(clip["path"]), video, audio, task["timeout"], modalities)
+            decoded = decode_clip(
+                Path(clip["path"]), data.video, data.audio, data.decode_timeout, modalities, data.flow, keep
+            )
         except DecodeError as error:
             found = {"clip_id": clip["id"], "path": clip["path"], "split": clip["split"]}
             quarantine.append({**found, "reason": error.reason, "detail": error.detail})
             continue
         if clip["split"] == "train":
-            _add(sums, decoded)
-        rows.append({**{c: clip[c] for c in ("id", "label", "split", "group")}, **_stored(decoded, video)})
-    schema = _schema(video, audio, modalities)
+            add_clip(sums, decoded)
+        columns = encode_row(decoded, modalities, data.video.jpeg_quality)
+        rows.append({**{c: clip[c] for c in ("id", "label", "split", "group")}, **columns})
+    schema = schema_of(data, modalities)
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     _write(folder / f"part-{task['number']:05d}.parquet", buffer.getvalue())
     split = task["clips"][0]["split"]
-    card = {"split": split, "decoded": len(rows), "quarantine": quarantine, "sums": sums}
+    missing = {m: sum(not row[present_column(m)] for row in rows) for m in modalities}
+    card = {"split": split, "decoded": len(rows), "missing": missing, "quarantine": quarantine, "sums": sums}
     _write(_card_path(folder, task["number"]), json.dumps(card).encode())
     return {}
-
-
-def _stored(decoded: DecodedClip, video: VideoConfig) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    if decoded.frames is not None:
-        columns["video"] = [_jpeg(frame, video.jpeg_quality) for frame in decoded.frames]
-    if decoded.audio is not None:
-        columns["audio"] = decoded.audio.astype("<f2").tobytes()
-    return columns
-
-
-def _jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:
-    buffer = io.BytesIO()
-    subsampling = "4:4:4" if max(frame.shape[:2]) <= _FULL_CHROMA_SIDE else "4:2:0"
-    Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-    return buffer.getvalue()
-
-
-def _shapes(video: VideoConfig, audio: AudioConfig) -> dict[str, tuple[int, ...]]:
-    return {
-        "video": (video.frames * video.candidates, 3, video.size, video.size),
-        "audio": (1, audio.mels, audio.frames),
-    }
-
-
-def _schema(video: VideoConfig, audio: AudioConfig, modalities: tuple[str, ...]) -> pa.Schema:
-    """Columns of a part; the shapes of what the bytes hold are in the schema's metadata, as JSON."""
-    types = {"video": pa.list_(pa.binary()), "audio": pa.binary()}
-    fields = [("id", pa.string()), ("label", pa.int32()), ("split", pa.string()), ("group", pa.string())]
-    shapes = {m: json.dumps(_shapes(video, audio)[m]) for m in modalities}
-    return pa.schema(fields + [(m, types[m]) for m in modalities], metadata=shapes)
-
-
-def _add(sums: dict[str, dict[str, Any]], decoded: DecodedClip) -> None:
-    """Add a clip to the sums of a shard: exact whole numbers for pixels, float64 for sound."""
-    arrays = {"video": decoded.frames, "audio": decoded.audio}
-    for name, entry in sums.items():
-        array = arrays[name]
-        assert array is not None  # every wanted modality was decoded
-        columns = array.reshape(-1, 3).astype(np.int64) if name == "video" else array.reshape(-1, 1).astype(float)
-        entry["count"] += len(columns)
-        for field, values in (("total", columns.sum(0)), ("squares", (columns**2).sum(0))):
-            entry[field] = [a + b for a, b in zip(entry[field] or [0] * len(values), values.tolist(), strict=True)]
-
-
-def _meta(modality: str, data: DataConfig, sums: list[dict[str, Any]]) -> ModalityMeta:
-    """Mean and deviation over all shards' sums (0 and 1 where train has no clip: such a set is refused later)."""
-    scale = 255.0 if modality == "video" else 1.0
-    filled = [s for s in sums if s["count"]]
-    count = sum(s["count"] for s in filled)
-    channels = 3 if modality == "video" else 1
-    mean, std = [0.0] * channels, [1.0] * channels
-    for c in range(channels if count else 0):
-        mean[c] = sum(s["total"][c] for s in filled) / count
-        variance = sum(s["squares"][c] for s in filled) / count - mean[c] ** 2
-        mean[c], std[c] = mean[c] / scale, max(variance, 1e-12) ** 0.5 / scale
-    dtype = "uint8" if modality == "video" else "float16"
-    return ModalityMeta(_shapes(data.video, data.audio)[modality], dtype, tuple(mean), tuple(std))
 
 
 def _write(target: Path, content: bytes) -> None:
@@ -367,6 +314,9 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
     for split in SPLITS:
         table.add_row(split, f"{cache.counts[split]} clips")
     table.add_row("quarantined", f"{cache.failed}" + (f" ({_by_reason(cache)})" if cache.failed else ""))
+    for name, lacking in cache.missing.items():
+        if lacking:
+            table.add_row(f"without {name}", f"{lacking} clips")
     for name, meta in cache.modalities.items():
         table.add_row(name, f"{' × '.join(map(str, meta.shape))} {meta.dtype}")
     table.add_row("decoded size", f"{cache.nbytes / 2**20:.0f} MiB")
@@ -382,14 +332,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="ingest.py", description="Decode a data set into the cache, without training."
     )
     add_config_arguments(parser)
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const=Path(),
+        type=Path,
+        metavar="FILE",
+        help="decode nothing: say what is there and what is missing; every misfit goes to FILE (default: in the cache)",
+    )
     options = parser.parse_args(arguments)
 
     def body() -> int:
         started = time.monotonic()
         config = config_from(options)
+        if options.check is not None:
+            return check(config.data, None if options.check == Path() else options.check)
         datasets.check(config.data)
         start_ray(dashboard=False)
-        cache = ingest(datasets.load(config.data), config.data, tuple(config.model.encoders))
+        index = datasets.load(config.data)
+        if str(index.listing):
+            print(f"lists and files differ: {index.listing}; --check says which", file=sys.stderr)
+        cache = ingest(index, config.data, tuple(config.model.encoders))
         Console().print(_summary(cache, time.monotonic() - started))
         return 0
 

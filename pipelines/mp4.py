@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _MOST_EDITS = 1000
+_MOST_BOXES = 500_000  # one behind the other; an hour of fragments of one frame each has fewer
 
 
 def is_mp4(file: BinaryIO) -> bool:
@@ -17,7 +18,9 @@ def is_mp4(file: BinaryIO) -> bool:
 
 def boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start of the content and end of each box between two positions; the last end may lie past `stop`."""
-    while start + 8 <= stop:
+    for _ in range(_MOST_BOXES):
+        if start + 8 > stop:
+            return
         file.seek(start)
         header = file.read(16)
         length, kind, body = int.from_bytes(header[:4], "big"), header[4:8], start + 8
@@ -41,11 +44,11 @@ def track_seconds(path: Path) -> dict[bytes, float]:
     with path.open("rb") as file:
         if not is_mp4(file):
             return found
-        for kind, start, end in boxes(file, 0, path.stat().st_size):
+        for kind, start, end in boxes(file, 0, size := path.stat().st_size):
             if kind != b"moov":
                 continue
             movie_scale = 0
-            for child, body, stop in boxes(file, start, end):
+            for child, body, stop in _inside(file, start, min(end, size)):
                 if child == b"mvhd":
                     movie_scale = _time(file, body)[0]
                 if child == b"trak":
@@ -55,12 +58,18 @@ def track_seconds(path: Path) -> dict[bytes, float]:
     return found
 
 
+def _inside(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes of a box. None may reach past it: a file of boxes in boxes without end would keep its reader busy."""
+    for kind, body, end in boxes(file, start, stop):
+        yield kind, body, min(end, stop)
+
+
 def _track(file: BinaryIO, start: int, end: int, movie_scale: int) -> tuple[bytes, float]:
     """Handler and seconds of one `trak` box, 0 seconds where it does not say."""
     handler, media, played = b"", 0.0, 0.0
-    for kind, body, stop in boxes(file, start, end):
+    for kind, body, stop in _inside(file, start, end):
         if kind in (b"mdia", b"edts"):
-            for child, inner, _ in boxes(file, body, stop):
+            for child, inner, _ in _inside(file, body, stop):
                 if child == b"hdlr":
                     file.seek(inner + 8)
                     handler = file.read(4)

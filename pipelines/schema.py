@@ -15,6 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+ListRole = Literal["all", "train", "validation", "test", "classes"]
 
 
 class Section(BaseModel):
@@ -37,6 +38,10 @@ class VideoConfig(Section):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     max_pixels: Count = 4096 * 2304
     """A clip whose frame has more pixels is quarantined as `too_large`."""
+    max_frames: Count = 216_000
+    """A clip of more frames is quarantined as `too_long`."""
+    max_seconds: Positive = 3600.0
+    """A clip that says it is longer is quarantined as `too_long`."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> VideoConfig:
@@ -45,22 +50,41 @@ class VideoConfig(Section):
         return self
 
 
-class AudioConfig(Section):
-    """The log-mel front-end: ln(mel power + offset), by librosa."""
+class FlowConfig(Section):
+    """Optical flow, the modality `flow`: from each kept frame to the next one of the clip, at data.video.size."""
 
+    bound: Positive = 15.0
+    """Pixels of a stored frame that are mapped to the ends of [0, 1]; faster motion is cut there."""
+
+
+class AudioConfig(Section):
+    """How sound becomes a spectrogram."""
+
+    front_end: Literal["logmel", "fbank", "vggsound"] = "logmel"
+    """logmel: ln(mel power + offset), by librosa. fbank: Kaldi's filter bank, windows of 25 ms every 10 ms. vggsound:
+    the log spectrogram of VGGSound's authors, 257 × 1004."""
     sample_rate: Count = 16000
     seconds: Positive = 10.0
-    """Length that is read; shorter sound is padded with silence."""
+    """Length that is read; shorter sound is padded: with silence (logmel), zeros (fbank), itself (vggsound)."""
     n_fft: Count = 1024
+    """logmel only, as are window, hop, fmin, fmax and offset."""
     window: Count = 400
     hop: Count = 160
     mels: Count = 128
+    """logmel and fbank."""
     fmin: NonNegative = 20.0
     fmax: Positive | None = None
     offset: Positive = 1e-6
     """Added to the mel power before the logarithm."""
     frames: Count = 1024
-    """Spectrogram frames of one input; padded with silence or cut at the end."""
+    """Spectrogram frames of one input (logmel, fbank); padded or cut at the end."""
+    standardise: Literal["train", "published"] | tuple[float, Positive] = "train"
+    """Mean and deviation that batches are standardised with: of the train split, CRMT's for fbank, or these two."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one input: (1, bands, frames)."""
+        return (1, *VGGSOUND_SHAPE) if self.front_end == "vggsound" else (1, self.mels, self.frames)
 
     @model_validator(mode="after")
     def _window_fits(self) -> AudioConfig:
@@ -70,18 +94,49 @@ class AudioConfig(Section):
             raise ValueError(f"fmax ({self.fmax}) must lie between fmin and half the sample rate")
         return self
 
+    @model_validator(mode="after")
+    def _front_end_takes_them(self) -> AudioConfig:
+        own = {"logmel": _LOGMEL_ONLY | _BANDS, "fbank": _BANDS, "vggsound": set()}[self.front_end]
+        fields = type(self).model_fields
+        idle = sorted(n for n in (_LOGMEL_ONLY | _BANDS) - own if getattr(self, n) != fields[n].default)
+        if idle:
+            raise ValueError(f"{', '.join(idle)} take no effect with front_end {self.front_end}: leave them out")
+        if self.standardise == "published" and self.front_end != "fbank":
+            raise ValueError("standardise: published constants exist for front_end fbank only")
+        return self
+
+
+VGGSOUND_SHAPE = (257, 1004)
+_BANDS = {"mels", "frames"}
+_LOGMEL_ONLY = {"n_fft", "window", "hop", "fmin", "fmax", "offset"}
+
 
 class AugmentConfig(Section):
     """Training-time augmentation, seeded by (seed, epoch, step); in streams by the worker's rank, too."""
 
     pad: Annotated[int, Field(ge=0)] = 0
     """Pixels of edge padding before the random crop."""
+    scale: tuple[Positive, Positive] | None = None
+    """Random resized crop: smallest and largest share of the stored square's area that is cut out and resized to
+    data.video.crop (bilinear), instead of a crop of that very size."""
+    ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    """scale: smallest and largest width over height of what is cut out."""
     flip: bool = True
     """Mirror half of the clips left to right."""
     time_shift: Annotated[int, Field(ge=0)] = 0
     """Audio is shifted by up to so many spectrogram frames either way; the edge frame is repeated."""
     gain: NonNegative = 0.0
     """Audio: a constant drawn from U(-gain, gain) is added to the standardised log-mel."""
+
+    @model_validator(mode="after")
+    def _crops_fit(self) -> AugmentConfig:
+        if self.scale is not None and not self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {list(self.scale)} must be two shares, the smaller one first")
+        if not self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {list(self.ratio)} must have the smaller one first")
+        if self.scale is not None and self.pad:
+            raise ValueError("pad takes no effect with scale: leave one of them out")
+        return self
 
 
 class DataConfig(Section):
@@ -90,6 +145,13 @@ class DataConfig(Section):
     dataset: str = "avdigits"
     root: Path | None = None
     """Where the clips (or, for `manifest`, the CSV) lie. avdigits needs none."""
+    lists: dict[ListRole, Path] = {}
+    """role: list file, absolute or relative to root, where it has another name than those that are looked for."""
+    split: Annotated[int, Field(ge=1, le=3)] = 1
+    """ucf101 only: which of its three published splits."""
+    on_overlap: Literal["error", "drop_train"] = "error"
+    """Source videos in two splits: refuse the list, or keep their clips in test (else validation) only, and count the
+    others."""
     cache: Path | None = None
     """Where decoded clips are kept; default $CRMT_CACHE or ~/.cache/crmt-sweep."""
     limit: Count | None = None
@@ -100,6 +162,8 @@ class DataConfig(Section):
     """More failed clips than this share stop the run before training, with the counts."""
     decode_timeout: Positive = 60.0
     """Seconds that one clip may take."""
+    missing_modality: Literal["drop", "keep"] = "drop"
+    """A clip without sound (or picture): drop quarantines it; keep stands the train mean in for what it lacks."""
     mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: all trials read the decoded set in Ray's object store; stream: from Parquet; auto: by size."""
     memory_share: Share = 0.5
@@ -107,6 +171,7 @@ class DataConfig(Section):
     seed: int = 0
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
+    flow: FlowConfig = FlowConfig()
     augment: AugmentConfig = AugmentConfig()
 
 

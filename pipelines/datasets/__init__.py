@@ -12,10 +12,13 @@ from pipelines.schema import DataConfig
 
 __all__ = ["ClipIndex", "load", "names"]
 
+_SHARED = ("__init__", "files", "index", "lists")
+"""Files of this folder that are no data sets."""
+
 
 def names() -> list[str]:
     """Names of the data sets, as `--dataset` takes them."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "index"))
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _SHARED)
 
 
 GENERATED = ("avdigits",)
@@ -44,12 +47,23 @@ def load(data: DataConfig) -> ClipIndex:
         BadInputError: unknown data set, or lists that are missing or malformed.
     """
     check_name(data.dataset)
+    _check_fields(data)
     index: ClipIndex = importlib.import_module(f"pipelines.datasets.{data.dataset}").load(data)
     index = with_validation(index, data.validation_share, data.seed)
     if data.limit is not None:
         index = index.limited(data.limit, data.seed)
         _check_limit(index, data.limit)
     return index
+
+
+def _check_fields(data: DataConfig) -> None:
+    """Refuse settings that the data set does not read: an option without effect would mislead."""
+    if data.split != 1 and data.dataset != "ucf101":
+        raise BadInputError(
+            f"data.split {data.split} takes no effect with {data.dataset}: only ucf101 has three splits"
+        )
+    if data.lists and data.dataset in (*GENERATED, "manifest"):
+        raise BadInputError(f"data.lists takes no effect with {data.dataset}: leave it out")
 
 
 def _check_limit(index: ClipIndex, limit: int) -> None:

@@ -4,12 +4,13 @@ Layout: a CSV (or Parquet) with the header `path,label,split`, one row a clip; `
 folder with `manifest.csv` in it. Paths are relative to the file (absolute ones are taken as they are); any container
 that ffmpeg reads. Labels are any text; classes are the sorted labels. Splits are train, validation and test; without
 validation rows a share of train is carved out. An optional column `group` names the source video, so that cuts of one
-video stay together: a group in two splits is refused. Other columns are ignored. Origin and licence: the user's own. A
-clip that is missing on disk is quarantined.
+video stay together; a group in two splits is refused, or train's part of it left out (data.on_overlap). Other columns
+are kept in the index, as text. Origin and licence: the user's own. A clip that is missing on disk is quarantined.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,8 @@ import pyarrow
 
 from crmt.errors import BadInputError
 from pipelines.config import nearest
-from pipelines.datasets.index import SPLITS, ClipIndex
+from pipelines.datasets.files import check_names, existing
+from pipelines.datasets.index import COLUMNS, SPLITS, ClipIndex, Listing, without_overlap
 from pipelines.schema import DataConfig
 
 REQUIRED = ("path", "label", "split")
@@ -43,7 +45,6 @@ def load(data: DataConfig) -> ClipIndex:
     classes = tuple(sorted(set(table["label"])))
     if len(classes) < 2:
         raise BadInputError(f"{file}: every clip has the label {classes[0]!r}; training needs two classes at least")
-    _check_classes(file, table)
     group = table["group"].where(table["group"] != "", table["path"]) if "group" in table else table["path"]
     clips = pd.DataFrame(
         {
@@ -52,9 +53,31 @@ def load(data: DataConfig) -> ClipIndex:
             "label": table["label"].map({name: i for i, name in enumerate(classes)}).astype(int),
             "split": table["split"],
             "group": group,
+            **_extra(table),
         }
     )
-    return ClipIndex("manifest", classes, clips)
+    check_names(clips["path"].tolist())
+    kept, left_out = without_overlap("manifest", clips, data.on_overlap)
+    _check_classes(file, kept.assign(label=table["label"]))
+    return ClipIndex("manifest", classes, kept, _listing(file, clips, kept, left_out))
+
+
+def _extra(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """The user's own columns, as text; one with a name that means something else here is called `manifest_<name>`."""
+    own = [c for c in table.columns if c not in (*REQUIRED, "group")]
+    taken = {*COLUMNS, "fingerprint"}
+    return {f"manifest_{c}" if c in taken else str(c): table[c].astype(str) for c in own}
+
+
+def _listing(file: Path, clips: pd.DataFrame, kept: pd.DataFrame, left_out: pd.DataFrame) -> Listing:
+    there, beside = existing(clips["path"])
+    listed = set(clips["path"])
+    return Listing(
+        lists={str(file): hashlib.sha256(file.read_bytes()).hexdigest()},
+        missing=frozenset(kept.loc[~kept["path"].isin(there), "id"]),
+        unlisted=tuple(path for path in beside if path not in listed),
+        left_out=left_out,
+    )
 
 
 def _find(root: Path | None) -> Path:

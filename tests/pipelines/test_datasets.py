@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from crmt.errors import BadInputError
 from pipelines import datasets
 from pipelines.datasets import avdigits
-from pipelines.datasets.index import ClipIndex, cache_root, with_validation
+from pipelines.datasets.index import ClipIndex, cache_root, with_validation, without_overlap
 from pipelines.decode import decode_clip
 from pipelines.schema import AudioConfig, DataConfig, VideoConfig
 
@@ -113,7 +113,7 @@ def test_a_source_video_in_two_splits_is_refused(splits: tuple[str, str]) -> Non
 def test_unknown_data_set_names_the_nearest() -> None:
     with pytest.raises(BadInputError, match="Did you mean 'avdigits'"):
         datasets.load(DataConfig(dataset="avdigit"))
-    assert datasets.names() == ["avdigits", "manifest", "vggsound"]
+    assert datasets.names() == ["avdigits", "kinetics_sounds", "manifest", "ucf101", "vggsound"]
 
 
 def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -153,7 +153,8 @@ def test_manifest_as_parquet_with_groups_and_other_columns(tmp_path: Path) -> No
     table = pd.DataFrame(rows, columns=["path", "label", "split", "group", "extra"])
     table.to_parquet(tmp_path / "m.parquet")
     index = datasets.load(DataConfig(dataset="manifest", root=tmp_path / "m.parquet", validation_share=0.3))
-    assert index.classes == ("0", "1") and "extra" not in index.clips
+    assert index.classes == ("0", "1") and index.clips["extra"].tolist() == [str(i * 1.5) for i in range(10)]
+    assert index.sha256 == dataclasses.replace(index, clips=index.clips.drop(columns="extra")).sha256
     assert index.clips.groupby("group")["split"].nunique().loc[["v0", "v1"]].tolist() == [1, 1]
 
 
@@ -193,13 +194,44 @@ def test_manifest_without_a_file(tmp_path: Path) -> None:
         datasets.load(DataConfig(dataset="manifest", root=tmp_path))
 
 
-def test_vggsound_says_what_it_needs(tmp_path: Path) -> None:
-    for root in (None, tmp_path):
-        with pytest.raises(BadInputError) as caught:
-            datasets.load(DataConfig(dataset="vggsound", root=root))
-        for part in ("vggsound.csv", "{youtube_id}_{start:06d}.mp4", "--dataset manifest --data-root FILE.csv"):
-            assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_manifests_columns_that_mean_something_else_here_get_another_name(tmp_path: Path) -> None:
+    rows = "a.mp4,x,train,9,f\nb.mp4,y,train,8,g\nc.mp4,x,train,7,h\nd.mp4,y,train,6,i\ne.mp4,y,test,5,j\n"
+    index = datasets.load(write_manifest(tmp_path, rows, "path,label,split,id,fingerprint"))
+    assert index.clips["manifest_id"].tolist() == list("98765") and index.clips["id"][0] == "a.mp4"
+    assert index.clips["manifest_fingerprint"].tolist() == list("fghij") and "fingerprint" not in index.clips
+
+
+def test_a_manifest_knows_what_is_missing_and_what_lies_beside(tmp_path: Path) -> None:
+    odd = "new\nline, 'quoted'.mp4"
+    data = write_manifest(tmp_path, f'{GOOD}"clips/{odd}",dog,train\nclips/-ü.mp4,dog,train\n')
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mp4", odd, "-ü.mp4", "other.webm", "other.txt"):
+        (tmp_path / "clips" / name).touch()
+    listing = datasets.load(data).listing
+    assert listing.missing == {"clips/b.mp4", "clips/c.mp4", "/far/d.mp4", "clips/e.mp4"}
+    assert listing.unlisted == (str(tmp_path / "clips/other.webm"),)
+    assert list(listing.lists) == [str(tmp_path / "manifest.csv")]
+
+
+def test_a_manifests_overlap_can_be_left_out(tmp_path: Path) -> None:
+    rows = "".join(f"{i}.mp4,{'xy'[i % 2]},{'test' if i > 7 else 'train'},{i % 9}\n" for i in range(10))
+    data = write_manifest(tmp_path, rows, "path,label,split,group")
+    with pytest.raises(BadInputError, match=r"group '0' .* train and test; 1 such group .*data\.on_overlap=drop_train"):
+        datasets.load(data)
+    index = datasets.load(data.model_copy(update={"on_overlap": "drop_train"}))
+    assert index.listing.left_out.to_dict("records") == [
+        {"id": "0.mp4", "split": "train", "reason": "overlap", "detail": "source video 0 is in test"}
+    ]
+    assert len(index) == 9
+
+
+def test_test_keeps_its_clips_then_validation() -> None:
+    index = pd.DataFrame(
+        [("a", "train", 1), ("b", "validation", 1), ("c", "test", 2), ("d", "validation", 2), ("e", "train", 3)],
+        columns=["id", "split", "group"],
+    ).astype(str)
+    kept, left_out = without_overlap("made", index, "drop_train")
+    assert kept["id"].tolist() == ["b", "c", "e"] and left_out["id"].tolist() == ["a", "d"]
 
 
 def test_a_limit_that_loses_classes_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ import pytest
 from media import bad_files, cut, ffmpeg, lose_end, make_media, raw_frames
 
 from crmt.errors import CRMTError
-from pipelines.decode import REASONS, DecodeError, decode_clip, frame_indices, log_mel
+from pipelines.decode import REASONS, DecodeError, decode_clip
+from pipelines.frame_child import frame_indices
 from pipelines.schema import AudioConfig, VideoConfig
+from pipelines.sound import log_mel
 
 VIDEO = VideoConfig(frames=2, size=32, crop=32)
 AUDIO = AudioConfig(sample_rate=8000, seconds=2.0, n_fft=512, window=400, hop=160, mels=32, fmin=50, frames=101)

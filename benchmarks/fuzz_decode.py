@@ -1,0 +1,232 @@
+"""Mutated clips through the decoder: every file must be decoded or refused with a reason; none may crash or hang.
+
+    python benchmarks/fuzz_decode.py [--files 1000] [--seed 0] [--out FILE.json]
+
+Cost: about 20 s for 100 files on one core. A file is a small clip of one of eight containers with flipped bits, a
+cut end, zeroed or moved blocks, the end of another file, or a changed header. The same seed gives the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.container import run_limited
+from pipelines.decode import REASONS, DecodeError, decode_clip
+from pipelines.schema import AudioConfig, VideoConfig
+
+VIDEO = VideoConfig(frames=3, size=64, crop=64, max_pixels=1920 * 1080, max_seconds=600)
+AUDIO = AudioConfig(seconds=2.0, frames=200)
+MODALITIES = ("video", "audio", "flow")
+HANG_SECONDS = 30.0
+"""decode_timeout is 10 s; a file that took longer than this was not ended in time."""
+TIMEOUT = 10.0
+BAD = ("crash", "hang")
+
+CONTAINERS = {
+    "h264.mp4": ("libx264", "aac", ["-pix_fmt", "yuv420p", "-movflags", "+faststart"]),
+    "end.mp4": ("libx264", "aac", ["-pix_fmt", "yuv420p"]),
+    "fragments.mp4": ("libx264", "aac", ["-pix_fmt", "yuv420p", "-movflags", "frag_keyframe+empty_moov"]),
+    "hevc.mkv": ("libx265", "libopus", ["-pix_fmt", "yuv420p", "-x265-params", "log-level=none"]),
+    "vp9.webm": ("libvpx-vp9", "libopus", ["-pix_fmt", "yuv420p"]),
+    "mpeg4.avi": ("mpeg4", "libmp3lame", []),
+    "flv.flv": ("flv1", "libmp3lame", ["-ar", "22050"]),
+    "wmv.asf": ("wmv2", "wmav2", []),
+}
+
+Mutation = Callable[[np.random.Generator, bytearray, bytes], bytearray]
+
+
+def flip_bits(rng: np.random.Generator, content: bytearray, other: bytes) -> bytearray:
+    del other
+    for place in rng.integers(0, len(content), int(rng.integers(1, 100))):
+        content[place] ^= 1 << int(rng.integers(8))
+    return content
+
+
+def cut(rng: np.random.Generator, content: bytearray, other: bytes) -> bytearray:
+    del other
+    return content[: int(rng.integers(0, len(content)))]
+
+
+def splice(rng: np.random.Generator, content: bytearray, other: bytes) -> bytearray:
+    """The beginning of one file, and the end of another."""
+    return content[: int(rng.integers(1, len(content)))] + other[int(rng.integers(0, len(other))) :]
+
+
+def zero(rng: np.random.Generator, content: bytearray, other: bytes) -> bytearray:
+    del other
+    start, length = int(rng.integers(0, len(content))), int(rng.integers(1, len(content) // 3))
+    content[start : start + length] = bytes(len(content[start : start + length]))
+    return content
+
+
+def repeat(rng: np.random.Generator, content: bytearray, other: bytes) -> bytearray:
+    """A block of the file once more, somewhere else."""
+    del other
+    start, to = (int(p) for p in rng.integers(0, len(content), 2))
+    return content[:to] + content[start : start + int(rng.integers(1, 5000))] + content[to:]
+
+
+def edit_header(rng: np.random.Generator, content: bytearray, other: bytes) -> bytearray:
+    """Numbers in the first or last kilobyte (an MP4's index stands at either end) become extreme."""
+    del other
+    kilobyte = min(1024, len(content) - 8)
+    first = 0 if rng.random() < 0.5 else len(content) - 8 - kilobyte
+    for place in first + rng.integers(0, kilobyte, int(rng.integers(1, 6))):
+        width = int(rng.choice([1, 2, 4, 8]))
+        extremes = (0, 1, 2 ** (8 * width - 1), 2 ** (8 * width) - 1, 16384 % 2 ** (8 * width))
+        value = extremes[int(rng.integers(len(extremes)))]
+        content[place : place + width] = value.to_bytes(width, "big")
+    return content
+
+
+MUTATIONS: tuple[Mutation, ...] = (flip_bits, cut, splice, zero, repeat, edit_header)
+
+
+def make_sources(folder: Path) -> dict[str, bytes]:
+    """One small clip of each container."""
+    contents = {}
+    for name, (video, audio, more) in CONTAINERS.items():
+        inputs = ["-f", "lavfi", "-i", "testsrc=size=96x64:rate=10:duration=2"]
+        inputs += ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=44100:duration=2"]
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", *inputs]
+        run_limited([*command, "-c:v", video, "-c:a", audio, *more, f"file:{folder / name}"], time.monotonic() + 60)
+        contents[name] = (folder / name).read_bytes()
+    return contents
+
+
+def mutated(rng: np.random.Generator, sources: dict[str, bytes]) -> tuple[str, str, bytes]:
+    """Name of the source, kind of the mutation, the file."""
+    name, other = (str(n) for n in rng.choice(list(sources), 2))
+    mutation = MUTATIONS[int(rng.integers(len(MUTATIONS)))]
+    return name, mutation.__name__, bytes(mutation(rng, bytearray(sources[name]), sources[other]))
+
+
+def serve(pipe: Connection) -> None:
+    """The process that is put to the test: ingest's own decoding, file by file. What is no refusal ends it."""
+    while (path := pipe.recv()) is not None:
+        try:
+            decode_clip(path, VIDEO, AUDIO, TIMEOUT, MODALITIES)
+            pipe.send(("decoded", ""))
+        except DecodeError as error:
+            pipe.send((error.reason, error.detail))
+
+
+class Decoder:
+    """A process that decodes; replaced when it crashed or hung."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._process: BaseProcess | None = None
+
+    def outcome(self, path: Path) -> tuple[str, str]:
+        """What became of a file, and what was said of it."""
+        if self._process is None:
+            self._pipe, theirs = self._context.Pipe()
+            self._process = self._context.Process(target=serve, args=(theirs,))
+            self._process.start()
+            theirs.close()
+        self._pipe.send(path)
+        try:
+            if self._pipe.poll(HANG_SECONDS):
+                result, detail = self._pipe.recv()
+                return str(result), str(detail)
+            found = ("hang", f"no answer for {HANG_SECONDS:g} s")
+        except (EOFError, ConnectionError):
+            found = ("crash", "the process ended")
+        self.end()
+        return found
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+
+def fuzz(files: int, seed: int, console: Console) -> dict[str, Any]:
+    """Counts by outcome, container and mutation."""
+    results: list[tuple[str, str, str]] = []
+    slowest, contained, decoder = 0.0, 0, Decoder()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        sources = make_sources(folder)
+        for name in sources:
+            if (found := decoder.outcome(folder / name))[0] != "decoded":
+                raise SystemExit(f"{name}, as it was made, is refused: {found}")
+        for number in range(files):
+            name, mutation, content = mutated(np.random.default_rng([seed, number]), sources)
+            path = folder / f"mutated-{number}{Path(name).suffix}"
+            path.write_bytes(content)
+            started = time.monotonic()
+            result, detail = decoder.outcome(path)
+            slowest, contained = max(slowest, time.monotonic() - started), contained + ("crashed" in detail)
+            results.append((result, name, mutation))
+            if result in BAD:
+                console.print(f"{result}: file {number} of seed {seed} ({name}, {mutation}): {detail}", highlight=False)
+            path.unlink()
+            if (number + 1) % 100 == 0:
+                console.print(f"{number + 1} of {files} files, slowest {slowest:.1f} s", highlight=False)
+        decoder.end()
+    outcomes = Counter(result for result, _, _ in results)
+    return {
+        "files": files,
+        "seed": seed,
+        "accounted": sum(outcomes[r] for r in ("decoded", *REASONS, *BAD)),
+        "crashes": outcomes["crash"],
+        "hangs": outcomes["hang"],
+        "decoder_crashes_contained": contained,
+        "slowest_seconds": round(slowest, 2),
+        "outcomes": dict(outcomes.most_common()),
+        "by_container": _crossed(results, 1),
+        "by_mutation": _crossed(results, 2),
+    }
+
+
+def _crossed(results: list[tuple[str, str, str]], column: int) -> dict[str, dict[str, int]]:
+    groups = sorted({row[column] for row in results})
+    return {g: dict(Counter(row[0] for row in results if row[column] == g).most_common()) for g in groups}
+
+
+def main() -> int:
+    """The command. Exit code 1: a crash, a hang, or a file without an outcome."""
+    parser = argparse.ArgumentParser(description="Decode mutated clips; count what becomes of them.")
+    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the counts here, as JSON")
+    options = parser.parse_args()
+    console = Console()
+    counts = fuzz(options.files, options.seed, console)
+    table = Table("outcome", "files", "meaning")
+    for reason, count in counts["outcomes"].items():
+        table.add_row(reason, str(count), REASONS.get(reason, ""))
+    console.print(table)
+    console.print(
+        f"{counts['accounted']} of {counts['files']} files accounted for: {counts['crashes']} crashes, "
+        f"{counts['hangs']} hangs, {counts['decoder_crashes_contained']} crashes of a decoder contained, "
+        f"slowest {counts['slowest_seconds']} s"
+    )
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(counts, indent=1) + "\n")
+    return 0 if not counts["crashes"] + counts["hangs"] and counts["accounted"] == counts["files"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

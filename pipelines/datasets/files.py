@@ -1,0 +1,109 @@
+"""Clip files below a folder, found in one walk: names only, no file is opened or asked for its size.
+
+A flat folder of 200,000 files takes about a second; so do nested ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+
+from crmt.errors import BadInputError
+
+CONTAINERS = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".mpg", ".mpeg", ".m2ts", ".mts", ".ts",
+    ".3gp", ".ogv", ".rm", ".rmvb",
+)  # fmt: skip
+"""Extensions (in any case) of clip files. Sound, frames and features that were extracted beside them are no clips."""
+
+
+def is_clip(name: str) -> bool:
+    """Whether a file of this name counts as a clip: a known container, and not hidden (`._a.mp4` is no video)."""
+    return not name.startswith(".") and name.lower().endswith(CONTAINERS)
+
+
+def clip_files(root: Path) -> list[str]:
+    """Absolute paths of all clip files below `root`, sorted. Links are followed, each folder is entered once.
+
+    Raises:
+        BadInputError: a folder that cannot be read.
+    """
+    found: list[str] = []
+    start = os.path.abspath(root)  # noqa: PTH100 - strings all the way: 200,000 Path objects take seconds
+    waiting = [(start, os.path.realpath(start))]
+    entered: set[str] = set()
+    while waiting:
+        folder, real = waiting.pop()
+        if real in entered:
+            continue
+        entered.add(real)
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if is_clip(entry.name) and not _is_folder(entry):
+                        found.append(entry.path)
+                    elif not entry.name.startswith(".") and _is_folder(entry):
+                        below = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}{os.sep}{entry.name}"
+                        waiting.append((entry.path, below))
+        except OSError as error:
+            raise BadInputError(f"{folder} cannot be read: {error.strerror or error}") from None
+    return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()  # known from the folder itself; only a link costs a look
+    except OSError:  # a link in a circle
+        return False
+
+
+def stem(path: str) -> str:
+    """A clip file's name without its extension."""
+    return path.rpartition(os.sep)[2].rpartition(".")[0]
+
+
+def by_key(paths: Iterable[str], key: Callable[[str], Hashable]) -> dict[Hashable, list[str]]:
+    """Paths by the key of their stem. Of several with one key, an .mp4 comes first, then in order of path."""
+    found: dict[Hashable, list[str]] = {}
+    for path in paths:
+        found.setdefault(key(stem(path)), []).append(path)
+    for several in found.values():
+        if len(several) > 1:
+            several.sort(key=lambda path: (not path.lower().endswith(".mp4"), path))
+    return found
+
+
+def check_names(paths: Iterable[str]) -> None:
+    """Refuse paths that are no UTF-8, which no table can hold, or that no file can have.
+
+    Raises:
+        BadInputError: the first such path.
+    """
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise BadInputError(f"the path {path!a} is not UTF-8: rename what it names") from None
+        if "\0" in path:
+            raise BadInputError(f"{path!a} cannot be the path of a file")
+
+
+def existing(paths: Iterable[str]) -> tuple[set[str], list[str]]:
+    """Those of `paths` that exist, and all clip files of their folders; each folder is read once.
+
+    A folder that is not there, or that may not be read, has no files.
+    """
+    wanted: dict[str, list[str]] = {}
+    for path in paths:
+        wanted.setdefault(os.path.dirname(path), []).append(path)  # noqa: PTH120 - hot loop
+    there: set[str] = set()
+    clips: list[str] = []
+    for folder, members in wanted.items():
+        try:
+            names = set(os.listdir(folder))  # noqa: PTH208 - names are all that is wanted
+        except OSError:
+            continue
+        there.update(path for path in members if os.path.basename(path) in names)  # noqa: PTH119
+        clips += [os.path.join(folder, name) for name in names if is_clip(name)]  # noqa: PTH118
+    return there, sorted(clips)
