@@ -20,6 +20,7 @@ from pipelines.config import (
     value_at,
     with_values,
 )
+from pipelines.preflight import check_settings
 
 
 def refused(raw: dict[str, Any]) -> str:
@@ -248,3 +249,15 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
         load_config(tmp_path)
     (tmp_path / "empty.yaml").write_text("")
     assert load_config(tmp_path / "empty.yaml") == RunConfig()
+
+
+def test_a_certified_configuration_trains_one_model_too() -> None:
+    """Fixing what was searched leaves a configuration of one trial, whatever the algorithm was."""
+    for overrides in (["train.method=radius_loss", "train.shift=4"], []):
+        config = load_config(CONFIG_DIR / "avdigits_certified.yaml", overrides)
+        check_settings(config.without_search())
+        assert config.without_search().training_method().title == "radius loss"
+    fixed = load_config(CONFIG_DIR / "avdigits_certified.yaml", ["train.method=jt"])
+    assert len(fixed.start_points()) == 1  # without `shift` the points are one
+    with pytest.raises(BadInputError, match="unknown configuration field"):
+        load_config(CONFIG_DIR / "avdigits_certified.yaml", ["sweep.start_with.foo=1"])
