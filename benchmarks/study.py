@@ -146,9 +146,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--phases", type=_words, help="with commas; default: all")
     parser.add_argument("--seeds", type=_numbers, help="with commas; default 0,1,2; the search has the first")
     parser.add_argument("--epochs", type=_positive, help="default 20")
-    parser.add_argument("--samples", type=_positive, help="test clips that are attacked; default 100")
-    parser.add_argument("--audited", type=_positive, help="test clips whose estimated radius is audited; default 30")
-    parser.add_argument("--sound-audited", type=_positive, help="the same for Lipschitz radii; default 200, all: 597")
+    parser.add_argument("--samples", type=_positive, help="test clips that are attacked; default 64")
+    parser.add_argument("--audited", type=_positive, help="test clips whose estimated radius is audited; default 20")
+    parser.add_argument("--sound-audited", type=_positive, help="the same for Lipschitz radii; default 40, all: 597")
     parser.add_argument("--limit", type=_positive, help="use so many clips of each split; default: all")
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help="where the report goes (see above); `report` writes only with it"

@@ -73,11 +73,11 @@ class Options:
     methods: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 20
-    samples: int = 100
+    samples: int = 64
     """Test clips that are attacked."""
-    audited: int = 30
+    audited: int = 20
     """Test clips whose estimated and smoothed radii are audited."""
-    sound_audited: int = 200
+    sound_audited: int = 40
     """Test clips whose Lipschitz radii are audited."""
     limit: int | None = None
     """data.limit: clips of each split, for a first look."""

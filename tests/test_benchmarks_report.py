@@ -44,7 +44,7 @@ BROKEN = "How often do radii break under attack?"
 
 
 RUN = ("search", "final", "lipschitz_search", "lipschitz", "smoothing")
-OPTIONS = Options(("jt", "crmt_jt", "mmat"), samples=30, phases=RUN)
+OPTIONS = Options(("jt", "crmt_jt", "mmat"), samples=30, audited=30, phases=RUN)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_phases_that_were_left_out_are_named(tmp_path: Path) -> None:
     ("changes", "shrunken", "said"),
     [
         ({}, False, ""),
-        ({"samples": 64, "audited": 20, "sound_audited": 40}, False, " --samples 64 --audited 20 --sound-audited 40"),
+        ({"samples": 100, "audited": 30, "sound_audited": 99}, False, " --samples 100 --audited 30 --sound-audited 99"),
         ({"methods": ("jt", "crmt_jt")}, True, " --methods jt,crmt_jt"),
         ({"methods": tuple(reversed(method_names()))}, False, ""),
         ({"seeds": (0, 1)}, True, " --seeds 0,1"),
@@ -308,9 +308,9 @@ def test_the_estimate_of_time_knows_what_is_done() -> None:
         return seconds_a_trial(BY_NAME[phase], method, Options(WHOLE.methods, **changes))
 
     assert seconds("lipschitz_search", "jt") - 8 == pytest.approx(65, abs=1)
-    more = seconds("lipschitz", "jt", sound_audited=300) - seconds("lipschitz", "jt")
+    more = seconds("lipschitz", "jt", sound_audited=140) - seconds("lipschitz", "jt")
     assert more == pytest.approx(0.5 * 100)
-    assert more == pytest.approx(seconds("lipschitz", "crmt_jt", sound_audited=300) - seconds("lipschitz", "crmt_jt"))
+    assert more == pytest.approx(seconds("lipschitz", "crmt_jt", sound_audited=140) - seconds("lipschitz", "crmt_jt"))
     assert seconds("final", "crmt_jt") > seconds("final", "jt") > seconds("search", "jt")
     assert seconds("search", "mmat") > 2 * seconds("search", "jt")
     assert seconds("final", "jt", epochs=40) > seconds("final", "jt")
