@@ -201,9 +201,13 @@ class Certifier:
         certify = self.config.certify
         if not (final and certify.audit_samples):
             return {"audit": None}
-        said = {"steps": certify.audit_steps, "restarts": certify.audit_restarts, "seed": self.config.train.seed}
+        said: dict[str, Any] = {
+            "steps": certify.audit_steps,
+            "restarts": certify.audit_restarts,
+            "seed": self.config.train.seed,
+        }
         if attack is None:
-            said["queries"] = self.config.attack.queries
+            said |= {"queries": self.config.attack.queries, "targets": self.config.attack.targets}
         return {"audit": attack or certify.audit_attack, **said}
 
     def _audit(self, name: str, model: MultiModalModel, of: Callable[[Predictions], Radii]) -> Found:
@@ -219,6 +223,7 @@ class Certifier:
             steps=certify.audit_steps,
             restarts=certify.audit_restarts,
             queries=self.config.attack.queries,
+            targets=self.config.attack.targets,
             seed=self.config.train.seed,
             progress=self.count(f"{self.phase}: audit of {name}", certify.audit_samples),
         )
