@@ -1,12 +1,13 @@
-"""The study: all training methods on avdigits, same budget and search for each, three seeds, by the project's sweep.
+"""The study: all training methods on avdigits, each searched alike, three seeds, by the project's sweep.
 
 python benchmarks/study.py                    run everything: 2 to 3 hours on 2 cores
 python benchmarks/study.py --dry-run          the plan with an estimate of the time
-python benchmarks/study.py --resume DIR       go on after Ctrl-C, a crash or a reboot
+python benchmarks/study.py --resume DIR       go on after Ctrl-C, a crash or a reboot; failed trials stay failed
 python benchmarks/study.py report DIR         print answers and tables of any study folder, also of an unfinished one
 
 A study folder holds one run folder a phase (search, final, lipschitz_search, lipschitz, smoothing, rho, curves). At its
-end the report goes to benchmarks/results/study.md, its pictures and CSV files to benchmarks/results/study/.
+end the report goes to benchmarks/results/study.md, its pictures and CSV files to benchmarks/results/study/. The report
+of a study with fewer methods, seeds, phases, epochs or clips goes to report/ in its folder, unless --results is given.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def plan_text(options: Options) -> str:
     for phase in phases_of(options):
         chosen = {m: search_points(phase, m)[0] for m in phase.of(options)}
         points = points_of(phase, options, chosen)
-        seconds = sum(seconds_a_trial(phase, p["train.method"], options) for p in points) / cores()
+        each = {method: seconds_a_trial(phase, method, options) for method in chosen}
+        seconds = sum(each[point["train.method"]] for point in points) / cores()
         total += seconds
         lines.append(f"{phase.name:<17}{len(points):>4} trials {seconds / 60:>5.0f} min  {phase.question}")
     lines.append(f"{'in all':<17}{'':>11} {total / 60:>5.0f} min  on {cores()} cores, one trial on each")
@@ -144,12 +146,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--phases", type=_words, help="with commas; default: all")
     parser.add_argument("--seeds", type=_numbers, help="with commas; default 0,1,2; the search has the first")
     parser.add_argument("--epochs", type=_positive, help="default 20")
-    parser.add_argument("--samples", type=_positive, help="test clips that are attacked; default 100")
-    parser.add_argument("--audited", type=_positive, help="test clips whose estimated radius is audited; default 30")
-    parser.add_argument("--sound-audited", type=_positive, help="the same for Lipschitz radii; default 200, all: 597")
+    parser.add_argument("--samples", type=_positive, help="test clips that are attacked; default 64")
+    parser.add_argument("--audited", type=_positive, help="test clips whose estimated radius is audited; default 20")
+    parser.add_argument("--sound-audited", type=_positive, help="the same for Lipschitz radii; default 40, all: 597")
     parser.add_argument("--limit", type=_positive, help="use so many clips of each split; default: all")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="where the report goes; `report` writes only with it"
+        "--results", type=Path, metavar="DIR", help="where the report goes (see above); `report` writes only with it"
     )
     return parser
 
@@ -197,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if not given.resume:
             options.write(folder)
-        return run(options, folder, given.results or RESULTS)
+        return run(options, folder, given.results or (folder / "report" if options.shrunken else RESULTS))
 
     return run_command(body, "The study goes on with: python benchmarks/study.py --resume DIR")
 

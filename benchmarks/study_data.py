@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from study_plan import Options, Phase, Point, Tried, choice, matches, phases_of, points_in, points_of, searched
 
+from crmt.certificates.smoothing_audit import violations_allowed
 from crmt.methods import method_class, method_names
 from pipelines.results import ResultsStore
 from pipelines.run_folder import CARD, read_card
@@ -20,7 +21,19 @@ SHARES = {"clean_accuracy": "clean", "unimodal_accuracy": "unimodal", "missing_a
 PLAIN = ("indicator_ratio", "train_mean_radius")
 OF_RADII = ("mean_radius", "median_radius")
 CERTIFIED_AT = (0.25, 0.5, 0.75, 1.0)
+SOUND = ("lipschitz", "smoothing")
+"""The certificates; `estimate` is none."""
+FEWER = "†"
+"""Marks what rests on fewer seeds than planned."""
 COLUMNS = ["phase", "trial_id", "method", "seed", "stage", "final", "number", "value", "n"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A planned trial that failed for good."""
+
+    point: Point
+    error: str
 
 
 @dataclass(frozen=True)
@@ -33,8 +46,7 @@ class PhaseRun:
     trials: pd.DataFrame
     """One row a planned point that finished: the row of `trials`, with `rho` of its configuration."""
     card: dict[str, Any] | None
-    failed: dict[str, str] = field(default_factory=dict)
-    """Trial to error."""
+    failed: tuple[Failure, ...] = ()
 
     @property
     def store(self) -> ResultsStore | None:
@@ -59,6 +71,10 @@ class Study:
     def _rows(self) -> dict[Any, pd.DataFrame]:
         """The rows of each (phase, method, number)."""
         return dict(list(self.numbers.groupby(["phase", "method", "number"])))
+
+    def mark(self, seeds: float) -> str:
+        """`†` for a number that rests on fewer seeds than planned."""
+        return FEWER if seeds < len(self.options.seeds) else ""
 
     def methods(self, phase: str) -> list[str]:
         """The methods with a number in a phase, in the order of the tables."""
@@ -130,14 +146,18 @@ def _read_phase(folder: Path, phase: Phase, options: Options, chosen: dict[str, 
     card, config = read_card(folder)
     points = points_in(config)
     trials = ResultsStore(folder / "results").read("trials")
-    failed = {str(t.trial_id): str(t.error) for t in trials.itertuples() if t.status == "failed"}
-    return PhaseRun(phase, points, finished(trials, points), card | {"folder": str(folder)}, failed)
+    done = with_status(trials, points, "finished")
+    failed = with_status(trials, points, "failed")
+    if len(failed) and len(done):
+        failed = failed[~failed.point.isin(done.point)]
+    failures = tuple(Failure(points[t.point], str(t.error)) for t in failed.itertuples())
+    return PhaseRun(phase, points, done, card | {"folder": str(folder)}, failures)
 
 
-def finished(trials: pd.DataFrame, points: list[Point]) -> pd.DataFrame:
-    """One finished trial a point: a killed sweep may have tried one twice."""
+def with_status(trials: pd.DataFrame, points: list[Point], status: str) -> pd.DataFrame:
+    """One trial a point: a killed sweep may have tried one twice."""
     rows = []
-    for row in trials[trials.status == "finished"].to_dict("records"):
+    for row in trials[trials.status == status].to_dict("records"):
         config = json.loads(row["config"])
         place = next((i for i, point in enumerate(points) if matches(config, point)), None)
         if place is not None:
@@ -146,7 +166,10 @@ def finished(trials: pd.DataFrame, points: list[Point]) -> pd.DataFrame:
 
 
 def ended(store: ResultsStore, points: list[Point]) -> bool:
-    """Whether every point has a trial that finished or failed for good."""
+    """Whether every point has a trial that finished or failed.
+
+    A phase that has ended is not gone on with: `--resume` tries its failed trials no more, and the report names them.
+    """
     trials = store.read("trials")
     configs = [json.loads(c) for c in trials.config[trials.status.isin(["finished", "failed"])]]
     return all(any(matches(config, point) for config in configs) for point in points)
@@ -238,10 +261,13 @@ def _radii(run: PhaseRun) -> pd.DataFrame:
 
 
 def _certified(radii: pd.DataFrame) -> pd.DataFrame:
-    """Share of test clips with radius ≥ ε: `certified:<certificate>:<ball>:<ε>`; a wrong prediction has radius 0."""
+    """Share of test clips with radius ≥ ε: `certified:<certificate>:<ball>:<ε>`; a wrong prediction has radius 0.
+
+    Of sound certificates alone: what the estimate reaches is not certified.
+    """
     keys = ["phase", "trial_id", "method", "seed", "stage", "final", "certificate", "ball"]
     rows = []
-    for key, radius in radii[radii.phase != "rho"].groupby(keys).radius:
+    for key, radius in radii[(radii.phase != "rho") & radii.certificate.isin(SOUND)].groupby(keys).radius:
         named = dict(zip(keys, key, strict=True))
         certificate, ball = named.pop("certificate"), named.pop("ball")
         for epsilon in CERTIFIED_AT:
@@ -258,6 +284,25 @@ def audits(study: Study, phase: str) -> pd.DataFrame:
         return pd.DataFrame(columns=["method", "certificate", "ball", "audited", "violated"])
     grouped = radii[radii.audited].groupby(["method", "certificate", "ball"])
     return grouped.agg(audited=("audited", "sum"), violated=("violated", "sum")).reset_index()
+
+
+def smoothing_audits(study: Study) -> pd.DataFrame:
+    """Violations of smoothing's certificate by method and ball, and the most that chance explains (at 99.9 %).
+
+    The seeds of one method have noise of their own, so their clips add up; those of two methods share it. What counts
+    is every clip that entered an audit, not only those with a radius: see `violations_allowed`.
+    """
+    columns = ["method", "ball", "clips", "violated", "allowed"]
+    run = study.runs.get("smoothing")
+    radii = study.radii[(study.radii.phase == "smoothing") & study.radii.final]
+    radii = radii[radii.certificate == "smoothing"]
+    if run is None or run.card is None or not len(radii):
+        return pd.DataFrame(columns=columns)
+    certify = run.card["config"]["certify"]
+    models = radii.groupby(["method", "ball", "trial_id"]).agg(clips=("radius", "size"), violated=("violated", "sum"))
+    models["clips"] = models.clips.clip(upper=certify["audit_samples"])
+    found = models.groupby(["method", "ball"]).sum().reset_index()
+    return found.assign(allowed=[violations_allowed(int(n), certify["smoothing"]["alpha"]) for n in found.clips])
 
 
 def summary(study: Study, phase: str, numbers: list[str], stage: str = "final") -> pd.DataFrame:

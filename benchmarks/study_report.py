@@ -6,10 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from study_data import Study, title
+from study_data import FEWER, Study, title
 from study_figures import Picture, draw_all
-from study_plan import SIGMAS, TRIALS
-from study_tables import all_tables
+from study_plan import BY_NAME, TRIALS
+from study_setup import apart, epochs_text, setup_table
+from study_tables import FOOTNOTE, all_tables, settings_text
 from study_words import BEYOND, answers, listed
 
 SPACE = "ℓ2 distances in video pixels in [0, 1] and standardised log-mel"
@@ -21,31 +22,38 @@ def build(study: Study, results: Path | None) -> str:
     pictures: list[Picture] = []
     if results is not None:
         folder = results / "study"
+        _clear(folder)
         pictures = draw_all(study, folder)
         for table in tables:
             table.raw.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g")
     parts = [_head(study), _missing(study)]
     if found := answers(study):
-        parts.append(f"## Answers\n\nMade by rule from the numbers below. {BEYOND}")
+        footnote = f" {FOOTNOTE}" if any(FEWER in line for _, lines in found for line in lines) else ""
+        parts.append(f"## Answers\n\nMade by rule from the numbers below. {BEYOND}{footnote}")
         parts += [f"### {question}\n\n" + "\n".join(f"- {line}" for line in lines) for question, lines in found]
     if tables:
         parts += ["## Tables\n\nMean ± deviation over seeds.", *(table.markdown().rstrip() for table in tables)]
     if pictures:
         parts.append("## Pictures")
         parts += [f"![{p.name}](study/{p.name}.png)\n\n{p.caption}" for p in pictures]
-    parts += [_how(), _provenance(study)]
+    parts += [_how(study), _provenance(study)]
     text = "\n\n".join(p for p in parts if p) + "\n"
     if results is not None:
         (results / "study.md").write_text(text)
     return text
 
 
+def _clear(folder: Path) -> None:
+    """No picture or table of an earlier report stays beside the new ones."""
+    for old in [*folder.glob("*.csv"), *folder.glob("*.png")]:
+        old.unlink()
+
+
 def _head(study: Study) -> str:
-    options = study.options
+    options, epochs = study.options, epochs_text(study)
     return (
         "# The study: what CRMT does on avdigits\n\n"
-        "`python benchmarks/study.py`: "
-        f"{len(options.methods)} training methods, {options.epochs} epochs each, seeds "
+        f"`{options.command()}`: {len(options.methods)} training methods, {epochs + ', ' if epochs else ''}seeds "
         f"{', '.join(map(str, options.seeds))}; attacks on {options.samples} test clips, "
         f"radii of all of them; budgets and radii are {SPACE}."
         + (f" Only {options.limit} clips of each split were used." if options.limit else "")
@@ -59,12 +67,17 @@ def _missing(study: Study) -> str:
         planned, there = len(run.planned), len(run.trials)
         if run.card is None:
             lines.append(f"- {name} ({run.phase.question}) has not begun")
-        elif there < planned:
-            failures = sorted(set(run.failed.values()))
-            why = f"; failed: {'; '.join(failures)}" if failures else ""
-            lines.append(f"- {name} ({run.phase.question}): {there} of {planned} trials finished{why}")
-        elif run.phase.needs and (lost := _unchosen(study, name)):
+            continue
+        if there < planned:
+            lines.append(f"- {name} ({run.phase.question}): {there} of {planned} trials finished")
+        for failure in run.failed:
+            point = failure.point
+            who = f"{title(point['train.method'])}, seed {point['train.seed']}, {settings_text(point)}"
+            lines.append(f"  - failed: {who}: {' '.join(failure.error.split())}")
+        if run.phase.needs and (lost := _unchosen(study, name)):
             lines.append(f"- {name}: no trial of the search finished for {listed(lost)}")
+    left_out = [phase for name, phase in BY_NAME.items() if name not in study.runs]
+    lines += [f"- {phase.name} ({phase.question}) was left out" for phase in left_out]
     return "**This study is not complete.** Missing:\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -74,18 +87,25 @@ def _unchosen(study: Study, phase: str) -> list[str]:
     return [title(m) for m in run.phase.of(study.options) if m not in chosen]
 
 
-def _how() -> str:
+def _how(study: Study) -> str:
+    parts = ["## How it was measured"]
+    if table := setup_table(study):
+        parts += ["How each phase trained, from its run card:", table]
+    return "\n\n".join([*parts, "".join(f"- {sentence}\n" for sentence in apart(study)) + _rules()])
+
+
+def _rules() -> str:
     return (
-        "## How it was measured\n\n"
-        f"- Every method has the same number of epochs and of search trials, {TRIALS}: learning rates, or learning "
+        "- Within a phase every method has the same number of epochs, optimiser, encoders and augmentation, and in a "
+        f"search the same number of trials, {TRIALS}: learning rates, or learning "
         "rates times values of its own hyperparameter where it has one worth searching. The validation split alone "
         "decides, by accuracy under PGD in the joint ball of ε .5, with one seed; ties go to the earlier point. The "
         "final models are trained anew with each seed.\n"
         "- Methods that train on adversarial inputs have the same grid of ε.\n"
         "- `auto` runs all attacks cheapest first and drops clips as they fall; a model with step 2 is measured after "
         "each step.\n"
-        f"- Smoothing trains with Gaussian noise of σ {', '.join(f'{v:g} ({m})' for m, v in SIGMAS.items())}, with the "
-        "hyperparameters of the main search, and certifies with the same noise.\n"
+        "- Smoothing trains with Gaussian noise, its deviation in the table, with the hyperparameters of the main "
+        "search, and certifies with the same noise.\n"
         "- What is called estimated is no certificate; what is called certified is sound (smoothing: with 99.9 % a "
         "clip)."
     )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from study_data import Study, audits, difference, ordered_methods, summary, title
+from study_data import FEWER, Study, audits, difference, ordered_methods, summary, title
 from study_plan import RHOS, Point
 
 MODALITIES = ("video", "audio")
 NONE = "–"
+FOOTNOTE = f"{FEWER} rests on fewer seeds than planned."
 LONGEST_NUMBER = 40
 """Longer cells are text, and stand on the left."""
 
@@ -37,6 +38,8 @@ class Table:
             "| --- |" + "".join(" ---: |" if n else " --- |" for n in numeric),
         ]
         lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        if any(FEWER in text for row in self.rows for text in row):
+            lines += ["", FOOTNOTE]
         return f"### {self.heading}\n\n{self.note}\n\n" + "\n".join(lines) + "\n"
 
 
@@ -52,7 +55,13 @@ def cell(mean: float | None, deviation: float | None, digits: int = 1) -> str:
 def signed(mean: float, deviation: float, digits: int = 1) -> str:
     """The same of a difference."""
     text = cell(abs(mean), deviation, digits)
-    return ("−" if mean < 0 and not text.startswith(f"{0:.{digits}f} ") else "+") + text
+    nothing = text.partition(" ")[0] == f"{0:.{digits}f}"
+    return ("−" if mean < 0 and not nothing else "+") + text
+
+
+def marked(study: Study, text: str, seeds: float) -> str:
+    """A cell, marked where it rests on fewer seeds than planned."""
+    return text if text == NONE else text + study.mark(seeds)
 
 
 def _of_numbers(
@@ -62,7 +71,10 @@ def _of_numbers(
     found = summary(study, phase, list(numbers))
     rows = []
     for method, values in found.iterrows():
-        cells = [cell(values[n, "mean"], values[n, "deviation"], digits) for n, (_, digits) in numbers.items()]
+        cells = [
+            marked(study, cell(values[n, "mean"], values[n, "deviation"], digits), values[n, "seeds"])
+            for n, (_, digits) in numbers.items()
+        ]
         rows.append([title(str(method)), *cells])
     used = {n for n in numbers if len(found) and found[n, "mean"].notna().any()}
     keep = [0, *(i + 1 for i, n in enumerate(numbers) if n in used)]
@@ -118,12 +130,15 @@ def radius_table(study: Study) -> Table:
 def _with_audit(table: Table, study: Study, phase: str, certificate: str) -> Table:
     found = audits(study, phase)
     found = found[found.certificate == certificate].groupby("method")[["violated", "audited"]].sum()
+    radii = study.radii[(study.radii.phase == phase) & study.radii.final & (study.radii.certificate == certificate)]
+    seeds = radii.groupby("method").seed.nunique()
     names = {title(m): m for m in study.methods(phase)}
     rows = []
     for row in table.rows:
         method = names.get(row[0].removesuffix(", step 1").removesuffix(", step 2"))
         broken = "step 1" not in row[0] and method in found.index
-        rows.append([*row, rate(*found.loc[method, ["violated", "audited"]]) if broken else NONE])
+        text = rate(*found.loc[method, ["violated", "audited"]]) if broken else NONE
+        rows.append([*row, marked(study, text, seeds.get(method, 0))])
     raw = (
         found.reset_index()
         .melt("method", var_name="number", value_name="mean")
@@ -159,7 +174,8 @@ def step_table(study: Study) -> Table:
                 cells.append(NONE)
                 continue
             change = signed(found.mean, found.deviation, digits)
-            cells.append(f"{before.mean():.{digits}f} ▸ {after.mean():.{digits}f} ({change})")
+            text = f"{before.mean():.{digits}f} ▸ {after.mean():.{digits}f} ({change})"
+            cells.append(marked(study, text, found.seeds))
             raw.append((method, number, before.mean(), after.mean(), found.mean, found.deviation, found.seeds))
         if any(c != NONE for c in cells):
             rows.append([title(method), *cells])
@@ -179,7 +195,7 @@ CONTRASTS = (
     ("ojt_unimodal_ce", "ojt", "uni-modal cross-entropy instead of nothing"),
     ("crmt_step1", "ojt_unimodal_ce", "the log term instead of uni-modal cross-entropy"),
     ("crmt_step1", "ojt", "the log term per modality"),
-    ("crmt_step2", "ojt", "step 2 alone"),
+    ("crmt_step2", "ojt", "step 2, and what two searches chose apart; step 2 alone: the table of what it changes"),
 )
 """Ours, theirs, and what is between them."""
 CONTRAST_NUMBERS = {
@@ -204,12 +220,15 @@ def contrast_table(study: Study) -> Table:
                 cells.append(NONE)
                 continue
             text = signed(found.mean, found.deviation)
-            cells.append(f"**{text}**" if found.counts else text)
+            cells.append(marked(study, f"**{text}**" if found.counts else text, found.seeds))
             raw.append((ours, theirs, number, found.mean, found.deviation, found.seeds, found.counts))
         if any(c != NONE for c in cells):
             rows.append([f"{title(ours)} less {title(theirs)}: {meaning}", *cells])
     names = ["method", "against", "number", "mean", "deviation", "seeds", "beyond_two_deviations"]
-    note = "Differences in points, seed by seed, attacks by `auto`; bold where beyond two deviations of the difference."
+    note = (
+        "Differences in points, seed by seed, attacks by `auto`; bold where beyond two deviations of the difference. "
+        "Each method has the learning rate and hyperparameter that its own search chose, so these may differ as well."
+    )
     columns = ["", *CONTRAST_NUMBERS.values()]
     heading = "Where a gain comes from"
     return Table("contrasts", heading, note, columns, rows, pd.DataFrame(raw, columns=names))
@@ -228,7 +247,10 @@ def certified_table(study: Study, phase: str) -> Table:
         stages = [s for s in ("step1", "step2") if len(study.values(phase, method, known, s))]
         for stage in stages:
             values = {n: study.values(phase, method, n, stage) for n in numbers}
-            cells = [cell(v.mean(), v.std(), numbers[n][1]) if len(v) else NONE for n, v in values.items()]
+            cells = [
+                marked(study, cell(v.mean(), v.std(), numbers[n][1]) if len(v) else NONE, len(v))
+                for n, v in values.items()
+            ]
             rows.append([title(method) + (f", step {stage[-1]}" if len(stages) > 1 else ""), *cells])
             raw += [(method, stage, n, v.mean(), v.std(), len(v)) for n, v in values.items() if len(v)]
     long = pd.DataFrame(raw, columns=["method", "stage", "number", "mean", "deviation", "seeds"])
@@ -299,12 +321,13 @@ def rho_table(study: Study) -> Table:
         values = {n: study.values("rho", "crmt_jt", f"{n}@{rho:g}") for n in RHO_NUMBERS}
         if any(len(v) for v in values.values()):
             digits = {n: 2 if "radius" in n else 1 for n in values}
-            rows.append(
-                [f"{rho:g}", *(cell(v.mean(), v.std(), digits[n]) if len(v) else NONE for n, v in values.items())]
-            )
+            cells = [
+                marked(study, cell(v.mean(), v.std(), digits[n]) if len(v) else NONE, len(v)) for n, v in values.items()
+            ]
+            rows.append([f"{rho:g}", *cells])
             raw += [(rho, n, v.mean(), v.std(), len(v)) for n, v in values.items() if len(v)]
     names = ["rho", "number", "mean", "deviation", "seeds"]
-    note = "CRMT-JT after step 2, by the weight ρ of its regulariser; everything else as in the tables above."
+    note = "CRMT-JT after step 2, by the weight ρ of its regulariser; everything else as in the phase final."
     return Table(
         "rho", "How strong the regulariser", note, ["ρ", *RHO_NUMBERS.values()], rows, pd.DataFrame(raw, columns=names)
     )

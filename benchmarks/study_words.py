@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from study_data import Difference, Study, audits, difference, title
-from study_plan import ALPHA
+from study_data import Difference, Study, audits, difference, smoothing_audits, title
+from study_setup import advantage
 from study_tables import CONTRAST_NUMBERS, MODALITIES, STEP_NUMBERS, rate, signed
-
-from crmt.certificates.smoothing_audit import violations_allowed
 
 FLOOR = {"0.5": 81.0, "1": 61.0}
 """The prototype's certified accuracy, %."""
@@ -23,9 +21,9 @@ def listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def by_rule(found: Difference, digits: int = 1, unit: str = " points") -> str:
+def by_rule(study: Study, found: Difference, digits: int = 1, unit: str = " points") -> str:
     """`+4.5 ± 0.6 points`, or that it is none."""
-    text = signed(found.mean, found.deviation, digits) + unit
+    text = signed(found.mean, found.deviation, digits) + study.mark(found.seeds) + unit
     if found.seeds < 2:
         return f"{text} (one seed)"
     return text if found.counts else f"no difference beyond two deviations ({text})"
@@ -38,7 +36,7 @@ def comparison(study: Study, phase: str, ours: str, theirs: str, numbers: dict[s
         found = difference(study.values(phase, ours, number), study.values(phase, theirs, number))
         if found is None:
             continue
-        text = f"{name} {signed(found.mean, found.deviation)}"
+        text = f"{name} {signed(found.mean, found.deviation)}{study.mark(found.seeds)}"
         if found.seeds == 1:
             single.append(text)
         else:
@@ -51,10 +49,13 @@ def comparison(study: Study, phase: str, ours: str, theirs: str, numbers: dict[s
     return f"**{title(ours)} against {title(theirs)}**: {'; '.join(parts)}."
 
 
-def best(study: Study, phase: str, number: str) -> tuple[str, float] | None:
-    """The method with the highest mean."""
-    means = {m: v.mean() for m in study.methods(phase) if len(v := study.values(phase, m, number))}
-    return max(means.items(), key=lambda item: item[1]) if means else None
+def best(study: Study, phase: str, number: str) -> tuple[str, float, str] | None:
+    """The method with the highest mean, that mean, and a mark where it rests on fewer seeds than planned."""
+    found = {m: v for m in study.methods(phase) if len(v := study.values(phase, m, number))}
+    if not found:
+        return None
+    first = max(found, key=lambda m: found[m].mean())
+    return first, float(found[first].mean()), study.mark(len(found[first]))
 
 
 def does_it_help(study: Study) -> list[str]:
@@ -66,12 +67,12 @@ def does_it_help(study: Study) -> list[str]:
         means = [study.values("final", m, "indicator_ratio:estimate").mean() for m in ("jt", "crmt_jt")]
         lines.append(
             f"Vulnerability indicators, video ÷ audio: JT {means[0]:.2f}, CRMT-JT {means[1]:.2f}: "
-            f"{by_rule(ratios, 2, '')}."
+            f"{by_rule(study, ratios, 2, '')}."
         )
     fronts = []
     for number, name in CONTRAST_NUMBERS.items():
         if found := best(study, "final", number):
-            fronts.append(f"{name} {title(found[0])} ({found[1]:.1f})")
+            fronts.append(f"{name} {title(found[0])} ({found[1]:.1f}{found[2]})")
     if fronts:
         lines.append(f"Highest mean of all methods: {', '.join(fronts)}.")
     return lines
@@ -95,7 +96,7 @@ def what_step2_does(study: Study) -> list[str]:
             after = study.values("final", method, number, "step2")
             found = difference(after, study.values("final", method, number, "step1"))
             if found is not None:
-                parts.append(f"{name} {by_rule(found, digits, '' if 'radius' in number else ' points')}")
+                parts.append(f"{name} {by_rule(study, found, digits, '' if 'radius' in number else ' points')}")
         if parts:
             lines.append(f"**{title(method)}**: {'; '.join(parts)}.")
     return lines
@@ -115,7 +116,7 @@ def where_sound(study: Study) -> list[str]:
             before = study.values("lipschitz", method, number, "step1")
             found = difference(study.values("lipschitz", method, number, "step2"), before)
             if found is not None:
-                parts.append(f"{name} {by_rule(found)}")
+                parts.append(f"{name} {by_rule(study, found)}")
         if parts:
             lines.append(f"Step 2 on certified accuracy, **{title(method)}**: {'; '.join(parts)}.")
     lines += _against_goals(study)
@@ -128,18 +129,21 @@ def where_sound(study: Study) -> list[str]:
 
 def _against_goals(study: Study) -> list[str]:
     lines = []
+    budget = advantage(study, "lipschitz", "final")
     for e, floor in FLOOR.items():
         found = best(study, "lipschitz", f"certified:lipschitz:joint:{e}")
         if found is None:
             continue
         side = "above" if found[1] > floor else "at" if found[1] == floor else "below"
-        text = f"At joint radius {e} the best certified accuracy is {found[1]:.1f} % ({title(found[0])}), "
+        text = f"At joint radius {e} the best certified accuracy is {found[1]:.1f}{found[2]} % ({title(found[0])}), "
         text += f"{side} the floor of {floor:.0f} %"
         attacked = study.values("final", "mmat", f"auto:joint:{e}")
         if len(attacked):
             gap = found[1] - attacked.mean()
-            text += f"; MMAT's accuracy under attack, which proves nothing, is {attacked.mean():.1f} % there, "
-            text += f"{abs(gap):.1f} points {'below the certificate' if gap > 0 else 'above it'}"
+            text += "; MMAT's accuracy under attack, which proves nothing, is "
+            text += f"{attacked.mean():.1f}{study.mark(len(attacked))} % there, {abs(gap):.1f} points "
+            text += "below the certificate" if gap > 0 else "above it"
+            text += f" (the certified models {budget}: no comparison of equal budgets)" if budget else ""
         lines.append(text + ".")
     return lines
 
@@ -167,12 +171,25 @@ def how_often_broken(study: Study) -> list[str]:
         if violated and certificate == "lipschitz":
             text += ". **A sound certificate must have none: this is a bug**"
         if violated and certificate == "smoothing":
-            most = max(violations_allowed(int(n), ALPHA) for n in found.groupby("ball").audited.sum())
-            text += f"; chance allows {most} in each ball"
+            text += _beyond_chance(study)
         if not violated and certificate == "estimate":
             text += "; that it held does not make it a certificate"
         lines.append(text + ".")
     return lines
+
+
+def _beyond_chance(study: Study) -> str:
+    found = smoothing_audits(study)
+    beyond = found[found.violated > found.allowed]
+    if len(beyond):
+        words = [
+            f"{title(r.method)} {r.ball} {r.violated}, where chance allows {r.allowed} of {r.clips} clips"
+            for r in beyond.itertuples()
+        ]
+        return f". **More than chance explains: {'; '.join(words)}: this is a bug**"
+    most = found.loc[found.violated.idxmax()]
+    text = f"; no method has more in a ball than chance explains ({title(most.method)} {most.ball} has the most, "
+    return text + f"{most.violated}, where {most.allowed} of {most.clips} clips are allowed)"
 
 
 def how_strong_the_attacks(study: Study) -> list[str]:
@@ -196,7 +213,7 @@ def how_strong_the_attacks(study: Study) -> list[str]:
 
 
 def what_it_costs(study: Study) -> list[str]:
-    """Epochs are equal, seconds are not."""
+    """Within the search epochs are equal, seconds are not."""
     seconds: dict[str, list[float]] = {}
     for tried in study.tried.get("search", []):
         if tried.value is not None:
@@ -207,7 +224,7 @@ def what_it_costs(study: Study) -> list[str]:
         return []
     dear = sorted(mean.items(), key=lambda item: -item[1])
     words = [f"{title(m)} {s / base:.1f} times as long ({s:.0f} s)" for m, s in dear if s > DEAR * base]
-    text = f"All methods train for the same number of epochs. A trial of the search takes JT {base:.0f} s"
+    text = f"In the search all methods train for the same number of epochs. A trial of it takes JT {base:.0f} s"
     return [f"{text}, and {listed(words)}." if words else f"{text}, and no method {DEAR:g} times as long."]
 
 

@@ -193,6 +193,7 @@ def audit_batches(
     steps: int = 20,
     restarts: int = 1,
     queries: int = AttackSettings.queries,
+    targets: int = AttackSettings.targets,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Audit]:
@@ -211,11 +212,12 @@ def audit_batches(
                 model,
                 batch.inputs,
                 batch.labels,
-                _part(radii, here, batch.labels.device),
+                _part(radii, here),
                 attack=attack,
                 steps=steps,
                 restarts=restarts,
                 queries=queries,
+                targets=targets,
                 generator=generator,
             )
         )
@@ -233,10 +235,5 @@ def audit_batches(
     }
 
 
-def _part(radii: Radii, here: slice, device: torch.device) -> Radii:
-    return replace(
-        radii,
-        joint=radii.joint[here].to(device),
-        unimodal=radii.unimodal[here].to(device),
-        indicator=radii.indicator[here].to(device),
-    )
+def _part(radii: Radii, here: slice) -> Radii:
+    return replace(radii, joint=radii.joint[here], unimodal=radii.unimodal[here], indicator=radii.indicator[here])

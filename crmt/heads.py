@@ -38,7 +38,7 @@ class Head(nn.Module):
     @property
     def integration(self) -> Tensor:
         """a, `(M, K)`."""
-        raise NotImplementedError
+        return torch.ones(len(self.modalities), self.classes, device=self.bias.device, dtype=self.bias.dtype)
 
     def weight(self, modality: str) -> Tensor:
         """W^(m), `(K, d_m)`."""
@@ -55,10 +55,6 @@ class Head(nn.Module):
 
 class ConcatHead(Head):
     """The plain joint classifier on concatenated features: h = Σ_m W^(m) φ^(m) + b, without a constraint."""
-
-    @property
-    def integration(self) -> Tensor:
-        return torch.ones(len(self.modalities), self.classes, device=self.bias.device, dtype=self.bias.dtype)
 
 
 class _UnitDiagonal(nn.Module):
@@ -129,10 +125,6 @@ class OddOneOutHead(Head):
         self.detector = nn.Sequential(
             nn.Linear(sum(features.values()), hidden), nn.ReLU(), nn.Linear(hidden, len(features) + 1)
         )
-
-    @property
-    def integration(self) -> Tensor:
-        return torch.ones(len(self.modalities), self.classes, device=self.bias.device, dtype=self.bias.dtype)
 
     def weight(self, modality: str) -> Tensor:
         """Refused: the experts' weights are gated input by input.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crmt.certificates.radius import pairwise_radii
 from crmt.errors import BadInputError
+from crmt.modality import check_labels
 
 Objective = Literal["clipped", "min", "runner_up"]
 Pair = Literal["sum", "orthogonal"]
@@ -65,7 +66,8 @@ class _Scores(NamedTuple):
 
     def chosen(self, rows: Tensor | slice, device: torch.device) -> _Scores:
         """Those of some samples, moved to the device of the optimisation, in double precision."""
-        scores, labels = self.scores[rows].to(device, torch.float64), self.labels[rows].to(device)
+        of_labels = rows.to(self.labels.device) if isinstance(rows, Tensor) else rows
+        scores, labels = self.scores[rows].to(device, torch.float64), self.labels[of_labels].to(device)
         return self._replace(scores=scores, labels=labels)
 
 
@@ -86,12 +88,14 @@ def optimise_integration(
     """Maximise the mean radius over a = exp(α) with mean |a| held fixed, by Adam on cached training scores.
 
     `clipped` (the default): mean_i min(r(x_i), r_max) with r the minimum over all classes and r_max the starting
-    median of positive r; `min`: without the clip. Both return the best weights seen among those whose mean radius on
-    these scores is not below the starting one; the starting weights are always among them. `runner_up`: the paper's
-    own objective, without that safeguard; carried out well it destroys accuracy, since the runner-up alone is no bound.
+    median of positive r; `min`: without the clip. r is SIGNED here, negative where the prediction is wrong, so that
+    such samples pull too; only in the radii that are compared and returned it is 0 there. Both return the best weights
+    seen among those whose mean radius on these scores is not below the starting one; the starting weights are always
+    among them. `runner_up`: the paper's own objective, without that safeguard; carried out well it destroys accuracy,
+    since the runner-up alone is no bound.
 
     Args:
-        scores: s, `(N, M, K)`, on any device. labels: y, `(N,)`. bias: b, `(K,)`. tau: τ, `(M, K)`.
+        scores: s, `(N, M, K)`. labels: y, `(N,)`; both on any device. bias: b, `(K,)`. tau: τ, `(M, K)`.
         start: a of step 1, `(M, K)`, above 0; the optimisation runs on its device.
         pair: what bounds a_y s_y − a_j s_j: `sum`, a_y τ_y + a_j τ_j, always holds; `orthogonal`,
             τ sqrt(a_y² + a_j²), holds where the rows of W̃ are orthonormal and τ is the constant of the ENCODER.
@@ -99,8 +103,8 @@ def optimise_integration(
             are of all.
 
     Raises:
-        BadInputError: shapes that do not fit, no positive start, a negative or infinite τ, or `orthogonal` with a τ
-            that differs between the classes of a modality.
+        BadInputError: shapes that do not fit, labels out of range, NaN scores, no positive start, a negative or
+            infinite τ, or `orthogonal` with a τ that differs between the classes of a modality.
     """
     _check(scores, labels, bias, tau, start, objective, pair)
     device = start.device
@@ -189,6 +193,9 @@ def _check(scores: Tensor, labels: Tensor, bias: Tensor, tau: Tensor, start: Ten
             f"step 2 got scores {tuple(scores.shape)}, labels {tuple(labels.shape)}, bias {tuple(bias.shape)} and τ "
             f"{tuple(tau.shape)}: they do not fit weights {shape}"
         )
+    check_labels(labels, shape[1])
+    if bool(scores.isnan().any()):
+        raise BadInputError("step 2 got NaN scores: the model or its inputs are not finite")
     if not bool((start > 0).all() and start.isfinite().all()):
         raise BadInputError("step 2 starts from integration weights that are all above 0")
     if not bool((tau >= 0).all() and tau.isfinite().all()):

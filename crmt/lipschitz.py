@@ -13,7 +13,8 @@ from crmt.heads import OrthogonalHead
 from crmt.modality import Batch, check_batch
 from crmt.model import MultiModalModel, evaluating
 
-_JACOBIAN_ELEMENTS = 64 * 2**20
+_JACOBIAN_ELEMENTS = 32 * 2**20
+"""In float64, held at once."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,13 @@ def _class_gradients(model: MultiModalModel, inputs: dict[str, Tensor]) -> Itera
 
 
 def score_gram(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
-    """⟨∇ s_k^(m), ∇ s_l^(m)⟩ for every input: `(B, M, K, K)`; its diagonal is ‖∇ s_k^(m)‖²."""
+    """⟨∇ s_k^(m), ∇ s_l^(m)⟩ for every input: `(B, M, K, K)`, float64; its diagonal is ‖∇ s_k^(m)‖².
+
+    In float32 the differences of its entries lose what nearly equal gradients differ by.
+    """
     grams = []
     for gradients in zip(*_class_gradients(model, inputs), strict=True):
-        jacobian = torch.stack(gradients, dim=1)
+        jacobian = torch.stack(gradients, dim=1).double()
         grams.append(jacobian @ jacobian.transpose(1, 2))
     return torch.stack(grams, dim=1)
 
@@ -89,12 +93,15 @@ def gradient_constants(
     total: GradientConstants | None = None
     width = sum(int(torch.tensor(m.shape).prod()) for m in model.modalities.values())
     chunk = max(1, _JACOBIAN_ELEMENTS // (width * model.head.classes))
+    dtype = model.head.bias.dtype
     with evaluating(model):
         for batch in batches:
             check_batch(model.modalities, batch, model.head.classes)
             for start in range(0, len(batch.labels), chunk if keep_pairs else len(batch.labels)):
                 inputs = {m: x[start : start + chunk] for m, x in batch.inputs.items()} if keep_pairs else batch.inputs
-                part = _with_pairs(score_gram(model, inputs)) if keep_pairs else _plain(score_norms(model, inputs))
+                part = (
+                    _with_pairs(score_gram(model, inputs), dtype) if keep_pairs else _plain(score_norms(model, inputs))
+                )
                 total = part if total is None else total.merged(part)
     if total is None:
         raise BadInputError("τ needs at least one training input")
@@ -105,8 +112,9 @@ def _plain(norms: Tensor) -> GradientConstants:
     return GradientConstants(norms.amax(0), None, len(norms))
 
 
-def _with_pairs(gram: Tensor) -> GradientConstants:
+def _with_pairs(gram: Tensor, dtype: torch.dtype) -> GradientConstants:
     """‖∇ s_y − ∇ s_j‖² = G_yy + G_jj − 2 G_yj."""
     square = gram.diagonal(dim1=2, dim2=3)
     difference = square[..., :, None] + square[..., None, :] - 2 * gram
-    return GradientConstants(square.amax(0).clamp_min(0).sqrt(), difference.clamp_min(0).amax(0).sqrt(), len(gram))
+    tau, pair = square.amax(0).clamp_min(0).sqrt(), difference.clamp_min(0).amax(0).sqrt()
+    return GradientConstants(tau.to(dtype), pair.to(dtype), len(gram))

@@ -17,7 +17,7 @@ def margin_regulariser(scores: Tensor, labels: Tensor, floor: float = FLOOR) -> 
 
     Args:
         scores: uni-modal scores s, `(B, M, K)`; fused logits h as one modality, `(B, 1, K)`, give the fused form.
-        labels: y, `(B,)`.
+        labels: y, `(B,)`, in range. `fit` checks them, batch by batch; a check here would wait for the GPU once more.
 
     Returns: a scalar. Source: paper, section 3.3, the first step of the training procedure.
     """
@@ -45,7 +45,10 @@ def mixed_cross_entropy(logits: Tensor, first: Tensor, second: Tensor, mix: floa
 
 
 def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """h_y − max_{k≠y} h_k, `(B,)`: positive where the prediction is right. One class gives +inf."""
+    """h_y − max_{k≠y} h_k, `(B,)`: positive where the prediction is right. One class gives +inf.
+
+    Labels must be in range; as in `margin_regulariser`, nothing checks them.
+    """
     right = logits.gather(1, labels[:, None]).squeeze(1)
     if logits.shape[1] == 1:
         return torch.full_like(right, float("inf"))

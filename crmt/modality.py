@@ -85,6 +85,21 @@ def check_inputs(modalities: Mapping[str, Modality], inputs: Mapping[str, Tensor
         raise BadInputError(f"the batch has {given}: give as many of every modality")
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse labels that are no classes of a model.
+
+    Raises:
+        BadInputError: labels of another type than int64, or out of range.
+    """
+    if labels.dtype != torch.int64:
+        raise BadInputError(f"labels are of type {labels.dtype}: give class numbers in int64")
+    if not labels.numel():
+        return
+    low, high = (int(v) for v in torch.stack(torch.aminmax(labels)).tolist())
+    if low < 0 or high >= classes:
+        raise BadInputError(f"labels run from {low} to {high}; the model's classes are 0 to {classes - 1}")
+
+
 def check_batch(modalities: Mapping[str, Modality], batch: Batch, classes: int) -> None:
     """Refuse a batch that a model cannot learn from or be measured on.
 
@@ -104,8 +119,7 @@ def check_batch(modalities: Mapping[str, Modality], batch: Batch, classes: int) 
             clips = f" (clips {', '.join(where)})" if where else ""
             raise BadInputError(f"{name!r} holds NaN or infinity{clips}: leave such inputs out or repair them")
     if not labelled:
-        low, high = int(labels.min()), int(labels.max())
-        raise BadInputError(f"labels run from {low} to {high}; the model's classes are 0 to {classes - 1}")
+        check_labels(labels, classes)
 
 
 def _not_finite(inputs: Tensor) -> list[int]:

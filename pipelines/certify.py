@@ -37,9 +37,10 @@ STORE_SECONDS = 2.0
 
 
 def exact_arithmetic(config: RunConfig) -> None:
-    """Let a GPU's convolutions round no more than the certificate `lipschitz` allows for (TF32 does)."""
+    """Let no product round more than the certificate `lipschitz` allows for, as TF32 does."""
     if "lipschitz" in config.certify.certificates:
         torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,22 @@ class Certifier:
             predictions.labels.tolist(),
             predictions.logits(model.head).argmax(1).tolist(),
             self._audit(name, model, of) if final else {},
-            settings | self._audit_settings(),
+            settings | self._audit_settings(final),
         )
 
-    def _audit_settings(self) -> dict[str, Any]:
+    def _audit_settings(self, final: bool, attack: str | None = None) -> dict[str, Any]:
+        """What audits the radii, or that nothing does."""
         certify = self.config.certify
-        steps, restarts, queries = certify.audit_steps, certify.audit_restarts, self.config.attack.queries
-        return {"audit": certify.audit_attack, "steps": steps, "restarts": restarts, "queries": queries}
+        if not (final and certify.audit_samples):
+            return {"audit": None}
+        said: dict[str, Any] = {
+            "steps": certify.audit_steps,
+            "restarts": certify.audit_restarts,
+            "seed": self.config.train.seed,
+        }
+        if attack is None:
+            said |= {"queries": self.config.attack.queries, "targets": self.config.attack.targets}
+        return {"audit": attack or certify.audit_attack, **said}
 
     def _audit(self, name: str, model: MultiModalModel, of: Callable[[Predictions], Radii]) -> Found:
         certify = self.config.certify
@@ -213,6 +223,7 @@ class Certifier:
             steps=certify.audit_steps,
             restarts=certify.audit_restarts,
             queries=self.config.attack.queries,
+            targets=self.config.attack.targets,
             seed=self.config.train.seed,
             progress=self.count(f"{self.phase}: audit of {name}", certify.audit_samples),
         )
@@ -240,8 +251,9 @@ class Certifier:
             [c.label for c in every.values()],
             [c.predicted for c in every.values()],
             self._audit_smoothing(model, every, settings),
-            {"sigmas": dict(settings.sigmas), "n0": settings.n0, "n": settings.n, "alpha": settings.alpha}
-            | {"audit": "pgd over the noise", "steps": self.config.certify.audit_steps},
+            {key: value for key, value in asdict(settings).items() if key not in ("batch", "seed")}
+            | {"noise_seed": settings.seed}
+            | self._audit_settings(True, "pgd over the noise"),
             indicators=False,
             alpha=settings.alpha,
         )
@@ -277,9 +289,9 @@ class Certifier:
             for clip in smooth(model, self.clips(samples), settings, done=done, progress=progress):
                 found[clip.id] = clip
                 if self.stored and time.monotonic() - written > STORE_SECONDS:
-                    self.stored.save(found, digest, words)
+                    self.stored.save(done | found, digest, words)
                     written = time.monotonic()
         finally:
             if self.stored:
-                self.stored.save(found, digest, words)
+                self.stored.save(done | found, digest, words)
         return list(found.values())

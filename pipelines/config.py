@@ -6,13 +6,14 @@ import contextlib
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from crmt.errors import BadInputError
-from crmt.methods import Method, create
+from crmt.methods import Method, create, method_class
 from pipelines.schema import (
     METHOD_FIELDS,
     AttackConfig,
@@ -96,7 +97,17 @@ class RunConfig(Section):
         for point in self.sweep.start_with:
             method = point.get("train.method", self.train.method)
             whole.append({path: own(path, space, method) for path, space in self.search.items()} | point)
-        return [point for i, point in enumerate(whole) if point not in whole[:i]]
+        effects = [effective_params(point.get("train.method", self.train.method), point) for point in whole]
+        return [point for i, point in enumerate(whole) if effects[i] not in effects[:i]]
+
+
+def effective_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The searched parameters, null where the method takes no notice of them."""
+    kind = method_class(method)
+    others = set(METHOD_FIELDS) - set(kind.parameters())
+    if not kind.step2:
+        others |= {p.removeprefix("train.") for p in params if p.startswith("train.step2.")}
+    return {p: None if p.removeprefix("train.") in others else v for p, v in params.items()}
 
 
 def field_paths(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, Any]:
@@ -121,14 +132,14 @@ def nearest(name: str, valid: list[str]) -> str:
 
 def _is_known(path: str, paths: dict[str, Any]) -> bool:
     parent = path.rpartition(".")[0]
-    return path in paths or (parent in paths and dict in (paths[parent], *_origins(paths[parent])))
+    return path in paths or (parent in paths and _is_mapping(paths[parent]))
 
 
-def _origins(annotation: Any) -> tuple[Any, ...]:
-    return (
-        getattr(annotation, "__origin__", None),
-        *(getattr(a, "__origin__", None) for a in get_args(annotation)),
-    )
+def _is_mapping(annotation: Any) -> bool:
+    """Whether a field holds a mapping, perhaps among other things."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return any(_is_mapping(part) for part in get_args(annotation))
+    return get_origin(annotation) is dict
 
 
 def check_space(config: RunConfig, path: str, space: dict[str, Any]) -> None:

@@ -11,24 +11,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from rich.console import Console
 
 from crmt.checkpoint import load_model
-from crmt.errors import BadInputError
+from crmt.errors import BadInputError, CRMTError
 from crmt.evaluate import predict
 from crmt.lipschitz import gradient_constants
 from crmt.methods import method_class
-from crmt.model import ModelSpec
+from crmt.model import ModelSpec, MultiModalModel
 from pipelines import datasets
-from pipelines.batches import Placement, modalities_of
+from pipelines.batches import Clips, Placement, modalities_of
 from pipelines.certify import SmoothingStore, exact_arithmetic
 from pipelines.command import config_from_card, run_command, start_ray
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, parse_overrides
 from pipelines.ingest import ClipCache
-from pipelines.launch import device_of
+from pipelines.launch import device_of, first_line
 from pipelines.live import LiveTable
-from pipelines.measure import Measurement
+from pipelines.measure import Measured, Measurement
 from pipelines.preflight import check_settings, settled
 from pipelines.prepare import prepare
 from pipelines.report import build_report, print_summary
@@ -38,6 +39,8 @@ from pipelines.sessions import LocalSession
 from pipelines.trial import trial_row, updated_row
 
 TRIAL = "evaluation"
+MEASURING = ("train.seed", "train.tau_samples")
+"""Of `train`, what evaluation takes notice of."""
 
 
 def _check_same_task(spec: ModelSpec, cache: ClipCache, config: RunConfig) -> None:
@@ -51,6 +54,19 @@ def _check_same_task(spec: ModelSpec, cache: ClipCache, config: RunConfig) -> No
     for model, clips in zip(spec.modalities, modalities_of(cache, config.data, names), strict=True):
         if model.shape != clips.shape:
             raise BadInputError(f"the model takes {model.name} of shape {model.shape}, the clips give {clips.shape}")
+
+
+def _check_overrides(overrides: list[str]) -> None:
+    """What trained the model is a fact: rows that say otherwise would be of a model that never was."""
+    for path in parse_overrides(overrides):
+        if path.startswith(("train.", "model.")) and path not in MEASURING:
+            raise BadInputError(f"{path} says how the model was trained: evaluate.py cannot change it")
+
+
+def _check_same_model(run: Path, card: dict[str, Any]) -> None:
+    stored = ResultsStore(run / "results").read("trials", TRIAL)
+    if len(stored) and stored.weights_sha256.iloc[0] != card["weights_sha256"]:
+        raise BadInputError(f"{run} evaluates another model ({stored.model.iloc[0]}): give that one to go on with it")
 
 
 def run_evaluation(
@@ -68,10 +84,14 @@ def run_evaluation(
     """
     console, started = Console(), perf_counter()
     model, spec, card = load_model(folder)
-    config = read_card(resume)[1] if resume else config_from_card(card, overrides, root)
-    check_settings(config)
-    if not resume:
+    if resume:
+        config = read_card(resume)[1]
+        _check_same_model(resume, card)
+    else:
+        _check_overrides(overrides)
+        config = config_from_card(card, overrides, root)
         check_free(out)
+    check_settings(config)
     datasets.check(config.data)
     start_ray(dashboard=False)
     config = settled(config)
@@ -80,7 +100,8 @@ def run_evaluation(
     given = open_run(config, prepared, spec.modalities, "evaluation", folder=out, resume=resume)
     run = given.run
     store = ResultsStore(run / "results")
-    row = trial_row(TRIAL, config, {}, given.provenance, now()) | {"epochs": config.train.epochs}
+    known = {"weights_sha256": card["weights_sha256"], "model": str(folder.resolve()), "epochs": config.train.epochs}
+    row = trial_row(TRIAL, config, {}, given.provenance, now()) | known
     store.write("trials", TRIAL, [row])
     place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
     session = LocalSession(TRIAL, run, place)
@@ -88,28 +109,40 @@ def run_evaluation(
     clips = replace(prepared.source, transform=transform).open(place)
     model = model.to(place.device)
     exact_arithmetic(config)
+    try:
+        stage, measured = _measured(model, config, clips, session, store, console, run)
+    except CRMTError as error:
+        store.write("trials", TRIAL, [row | {"status": "failed", "error": first_line(error)}])
+        raise
+    for table in ("metrics", "curves", "radii"):
+        rows = [{"trial_id": TRIAL, **r} for r in getattr(measured, table)]
+        store.write(table, f"{TRIAL}.{stage}", rows)
+    done = {"finished": True, "epoch": config.train.epochs, **known}
+    store.write("trials", TRIAL, [updated_row(row, done, perf_counter() - started)])
+    build_report(run)
+    print_summary(run, console)
+    return run
+
+
+def _measured(
+    model: MultiModalModel,
+    config: RunConfig,
+    clips: Clips,
+    session: LocalSession,
+    store: ResultsStore,
+    console: Console,
+    run: Path,
+) -> tuple[str, Measured]:
+    """The stage that the model is of, and its rows."""
     with LiveTable(run, 1, console):
         session.progress("τ", 0.0)
         constants = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))
         training = predict(model, clips.ordered("train"), missing=False)
         reference = training.mean_contributions(model.head)
-        stored = SmoothingStore(store, TRIAL, place.rank)
+        stored = SmoothingStore(store, TRIAL, session.place.rank)
         measure = Measurement(config, clips, session.gather, session.progress, stored=stored)
         stage = "step2" if method_class(config.train.method).step2 else "step1"
-        measured = measure(model, constants, reference, stage, True)
-    for table in ("metrics", "curves", "radii"):
-        rows = [{"trial_id": TRIAL, **r} for r in getattr(measured, table)]
-        store.write(table, f"{TRIAL}.{stage}", rows)
-    done = {
-        "finished": True,
-        "epoch": config.train.epochs,
-        "weights_sha256": card["weights_sha256"],
-        "model": str(folder.resolve()),
-    }
-    store.write("trials", TRIAL, [updated_row(row, done, perf_counter() - started)])
-    build_report(run)
-    print_summary(run, console)
-    return run
+        return stage, measure(model, constants, reference, stage, True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -218,6 +218,7 @@ def _build(
         "counts": counts,
         "missing": {m: sum(c["missing"][m] for c in cards) for m in modalities},
         "clips_sha256": index.sha256,
+        "listing": index.listing.summary(),
         "parts": len(shards),
         "quarantine": quarantine,
     }

@@ -128,7 +128,8 @@ class Measurement:
         single = predictions.unimodal(model.head, reference)
         rows = [row("clean_accuracy", None, predictions.logits(model.head).argmax(1))]
         for i, m in enumerate(model.modalities):
-            rows.append(row("unimodal_accuracy", m, single[:, i]))
+            if model.head.additive:  # else no score is of one modality alone
+                rows.append(row("unimodal_accuracy", m, single[:, i]))
             rows.append(row("missing_accuracy", m, predictions.missing[:, i]))
         return rows
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from crmt.certificates.smoothing import largest_radius
 from crmt.encoders import ENCODERS, LIPSCHITZ_ENCODERS
 from crmt.errors import BadInputError
+from crmt.heads import HEADS
 from crmt.methods import method_class
 from pipelines.batches import STREAM_WORKER_CPUS
 from pipelines.config import RunConfig, value_at
@@ -125,8 +126,8 @@ def check_settings(config: RunConfig) -> None:
             not have, a certificate that the encoders do not admit, or batches that the workers of a trial cannot share.
     """
     for name in methods_of(config):
-        method_class(name)
-    if config.sweep.algorithm == "points" and not config.sweep.start_with:
+        _check_method(config, name)
+    if config.sweep.algorithm == "points" and config.search and not config.sweep.start_with:
         raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
     for encoders in _values_of(config, "model.encoders"):
         check_modalities(list(encoders))
@@ -137,10 +138,33 @@ def check_settings(config: RunConfig) -> None:
     for width in _values_of(config, "model.features"):
         if width % 8:
             raise BadInputError(f"model.features must be a multiple of 8, not {width}")
+    _check_workers(config)
+
+
+def _check_workers(config: RunConfig) -> None:
+    """Refuse batches and samples that the workers of a trial cannot share."""
     workers = config.sweep.workers
     for size in _values_of(config, "train.batch_size"):
         if size % workers:
             raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
+    samples = {
+        "train.tau_samples": config.train.tau_samples,
+        "select.samples": config.select.samples,
+        "attack.samples": config.attack.samples,
+        "certify.audit_samples": config.certify.audit_samples,
+        "certify.smoothing.samples": config.certify.smoothing.samples,
+    }
+    for path, count in samples.items():
+        if count and count < workers:
+            raise BadInputError(f"{path} ({count}) must not be below sweep.workers ({workers}): each takes a share")
+
+
+def _check_method(config: RunConfig, name: str) -> None:
+    head = HEADS[method_class(name).head]
+    if "lipschitz" in config.certify.certificates and not head.additive:
+        raise BadInputError(
+            f"certify.certificates: lipschitz cannot certify {name}, whose head mixes the modalities before its scores"
+        )
 
 
 def _check_encoder(config: RunConfig, modality: str, name: str) -> None:
@@ -203,12 +227,12 @@ def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     fitting = sum(_workers_on(node, needs) for node in nodes) // config.sweep.workers
     trials = config.sweep.trials
-    if config.sweep.algorithm == "points":
+    if not config.search:
+        trials = 1
+    elif config.sweep.algorithm == "points":
         trials = len(config.start_points())
     elif config.sweep.algorithm == "grid":
         trials = math.prod(len(next(iter(s.values()))) for s in config.search.values())
-    elif not config.search:
-        trials = 1
     asked = config.sweep.max_concurrent or fitting
     root = _existing(cache_root(config.data))
     has = ", ".join(f"{_count(n.get('CPU', 0), 'CPU')} and {_count(n.get('GPU', 0), 'GPU')}" for n in nodes)

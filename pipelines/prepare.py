@@ -61,7 +61,10 @@ def prepare(config: RunConfig, say: Callable[[str], None] = print) -> Prepared:
     import ray
 
     names = tuple(config.model.encoders)
-    cache = ingest(datasets.load(config.data), config.data, names)
+    index = datasets.load(config.data)
+    if str(index.listing):
+        say(f"lists and files differ: {index.listing}; ingest.py --check says which")
+    cache = ingest(index, config.data, names)
     modalities_of(cache, config.data, names)
     stores = [n["Resources"].get("object_store_memory", 0) for n in ray.nodes() if n["Alive"]]
     store = int(min(stores, default=0))  # every node that runs a trial holds the whole set

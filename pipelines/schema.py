@@ -5,12 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
 
+
+def _each_once(values: list[str]) -> list[str]:
+    twice = [v for i, v in enumerate(values) if v in values[:i]]
+    if twice:
+        raise ValueError(f"{twice[0]} is listed twice")
+    return values
+
+
 AttackName = Literal["fgm", "pgd", "apgd_ce", "apgd_dlr", "minimal_norm", "square", "noise", "auto"]
+Certificate = Literal["estimate", "lipschitz", "smoothing"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -268,7 +277,7 @@ class AttackConfig(Section):
     """The attacks of the final evaluation, on the test split."""
 
     norm: Literal["l2", "linf"] = "l2"
-    names: Annotated[list[AttackName], Field(min_length=1)] = ["fgm", "pgd"]
+    names: Annotated[list[AttackName], Field(min_length=1), AfterValidator(_each_once)] = ["fgm", "pgd"]
     """`auto` runs all of them but noise, cheapest first, on what still stands."""
     epsilons: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4]
     balls: list[str] = ["joint", "each"]
@@ -307,7 +316,7 @@ class SmoothingConfig(Section):
 class CertifyConfig(Section):
     """Radii on the test split, and the attack that audits them."""
 
-    certificates: list[Literal["estimate", "lipschitz", "smoothing"]] = ["estimate"]
+    certificates: Annotated[list[Certificate], Field(min_length=1), AfterValidator(_each_once)] = ["estimate"]
     """estimate: the paper's, not sound; lipschitz: sound, for 1-Lipschitz encoders; smoothing: sound but for alpha."""
     smoothing: SmoothingConfig = SmoothingConfig()
     audit_attack: AttackName = "auto"
@@ -339,3 +348,7 @@ class SweepConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = 1
     """How often one trial is started again after a crash."""
     seed: int = 0
+
+
+_CLASHES = METHOD_FIELDS.keys() & TrainConfig.__annotations__.keys()
+assert not _CLASHES, f"a method's hyperparameter has the name of another field of `train`: {_CLASHES}"

@@ -207,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = latest_run() if options.resume == "latest" else Path(options.resume).resolve()
             return run_sweep(read_card(run)[1], None, run, options.dry_run, options.address)
         config = config_from(options)
+        if options.trials and config.search and config.sweep.algorithm in ("grid", "points"):
+            raise BadInputError(f"--trials: sweep.algorithm is {config.sweep.algorithm}, which says itself how many")
         changes = {"sweep.trials": options.trials, "sweep.workers": options.workers}
         config = with_values(config, {k: v for k, v in changes.items() if v is not None})
         return run_sweep(config, options.out, None, options.dry_run, options.address)

@@ -19,16 +19,14 @@ from crmt.fit import FitSettings, fit
 from crmt.heads import OrthogonalHead
 from crmt.integration import optimise_integration
 from crmt.lipschitz import GradientConstants, gradient_constants
-from crmt.methods import method_class
 from crmt.methods.base import Method
 from crmt.modality import Batch, Modality
 from crmt.model import ModelSpec, MultiModalModel, build_model
 from pipelines.batches import Clips
 from pipelines.certify import SmoothingStore, exact_arithmetic
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, effective_params
 from pipelines.measure import Measured, Measurement, Rows
 from pipelines.results import ResultsStore
-from pipelines.schema import METHOD_FIELDS
 from pipelines.sessions import Session
 
 
@@ -41,15 +39,6 @@ class TrialInput:
     classes: tuple[str, ...]
     provenance: dict[str, Any]
     """Goes into the model's card: clips_sha256, cache_key, commit, versions."""
-
-
-def effective_params(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """The searched parameters, null where the trial's method takes no notice of them."""
-    kind = method_class(config.train.method)
-    others = set(METHOD_FIELDS) - set(kind.parameters())
-    if not kind.step2:
-        others |= {p.removeprefix("train.") for p in params if p.startswith("train.step2.")}
-    return {p: None if p.removeprefix("train.") in others else v for p, v in params.items()}
 
 
 def run_trial(config: RunConfig, given: TrialInput, clips: Clips, session: Session) -> dict[str, Any]:
@@ -87,16 +76,18 @@ class _Trial:
         measure = Measurement(self.config, self.clips, self.session.gather, self.session.progress, stored=stored)
         changes: Rows = []
         if method.step2:
-            step1 = measure(model, constants, training.mean_contributions(model.head), "step1", False, balls=("joint",))
+            balls = ("joint",) if "joint" in self.config.attack.balls else tuple(self.config.attack.balls)
+            step1 = measure(model, constants, training.mean_contributions(model.head), "step1", False, balls=balls)
             self._store(step1, [], "step1")
             changes = self._step2(model, training, constants, report)
         stage = "step2" if method.step2 else "step1"
         result = measure(model, constants, training.mean_contributions(model.head), stage, True)
         self._store(result, changes, stage)
+        certificates = self.config.certify.certificates
         report |= {
             "epoch": train.epochs,
             "clean_accuracy": result.value("clean_accuracy"),
-            "mean_radius": result.value("mean_radius", certificate=self.config.certify.certificates[0]),
+            **{f"mean_radius_{c}": result.value("mean_radius", certificate=c) for c in certificates},
             "seconds": perf_counter() - started,
             "finished": True,
         }
@@ -303,7 +294,7 @@ def trial_row(
         "trial_id": trial_id,
         "status": "running",
         "method": config.train.method,
-        "params": json.dumps(effective_params(config, params)),
+        "params": json.dumps(effective_params(config.train.method, params)),
         "config": json.dumps(config.resolved().model_dump(mode="json"), sort_keys=True),
         "seed": config.train.seed,
         "epochs": 0,

@@ -12,6 +12,7 @@ from torch import Tensor
 from crmt.attacks.balls import Ball, columns
 from crmt.attacks.losses import check_loss, likely_targets
 from crmt.attacks.search import AttackResult, Search, check_counts
+from crmt.errors import BadInputError
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, evaluating
 
@@ -45,10 +46,12 @@ def apgd(
         generator: for the random starts.
 
     Raises:
-        BadInputError: as `pgd`.
+        BadInputError: targets below 0, and as `pgd`.
     """
     check_loss(loss, targeted=targets > 0)
     check_counts(steps=steps, restarts=restarts)
+    if targets < 0:
+        raise BadInputError(f"targets must be 0 or more, not {targets}")
     with evaluating(model):
         search = Search(model, inputs, labels, ball)
         wanted = list(likely_targets(search.logits, labels, targets).T) if targets else [None]

@@ -122,7 +122,7 @@ class Ball:
         for m, delta in result.items():
             box = modalities[m].box
             if box is not None:
-                result[m] = (around[m] + delta).clamp(*box) - around[m]
+                result[m] = within(box, around[m], delta)
         return result
 
     def steepest(self, gradients: Inputs) -> Inputs:
@@ -162,6 +162,12 @@ class Ball:
             scale = epsilon * uniform.pow(1 / size) / _joint_norm(list(noise.values())).clamp_min(1e-38)
             result |= {m: v * columns(scale, v) for m, v in noise.items()}
         return result
+
+
+def within(box: tuple[float, float], x: Tensor, delta: Tensor) -> Tensor:
+    """δ clamped so that x + δ is in the box, or no further out than x is, which rounding may leave just outside."""
+    low, high = box
+    return torch.maximum(torch.minimum(x + delta, x.clamp_min(high)), x.clamp_max(low)) - x
 
 
 def _check_budget(epsilon: Budget) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from crmt.attacks.balls import Ball
 from crmt.attacks.losses import check_loss
 from crmt.attacks.search import AttackResult, Search, check_counts
+from crmt.errors import BadInputError
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, evaluating
 
@@ -44,15 +46,17 @@ def pgd(
         start: adversarial inputs to start from, such as those of a smaller radius.
         generator: for the random starts.
         drop_broken: leave a sample as soon as its prediction is wrong: faster, for accuracies. Otherwise every run goes
-            on towards the smallest margin, as adversarial training needs it.
+            on towards the smallest margin.
 
     Raises:
-        BadInputError: an unknown modality or loss, steps or restarts below 1, inputs, labels or budgets that do not
-            fit.
+        BadInputError: an unknown modality or loss, steps or restarts below 1, a step_size that is not above 0, inputs,
+            labels, budgets or a start that do not fit.
     """
     check_loss(loss)
     check_counts(steps=steps, restarts=restarts)
     size = 2.5 / steps if step_size is None else step_size
+    if not (isfinite(size) and size > 0):
+        raise BadInputError(f"step_size must be a finite number above 0, not {size}")
     with evaluating(model):
         search = Search(model, inputs, labels, ball)
         for restart in range(restarts):

@@ -64,8 +64,8 @@ class GridRun:
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
-    def _call(self, ball: Ball, generator: torch.Generator) -> Call:
-        return Call(self.model, self.batch.inputs, self.batch.labels, ball, self.settings, None, generator)
+    def _call(self, ball: Ball, generator: torch.Generator, start: Inputs | None = None) -> Call:
+        return Call(self.model, self.batch.inputs, self.batch.labels, ball, self.settings, start, generator)
 
     def _nothing(self) -> Tensor:
         labels = self.batch.labels
@@ -77,7 +77,7 @@ class GridRun:
     def _nearest(self, rows: Tensor) -> Tensor:
         """One pass of the minimal-norm attack for all budgets."""
         group = self.balls[0].groups[0]
-        call = self._call(Ball((Group(group.modalities, 1.0),), self.balls[0].norm), self._generator()).on(rows, None)
+        call = self._call(Ball((Group(group.modalities, 1.0),), self.balls[0].norm), self._generator()).on(rows)
         found = minimal_norm(
             *call.given,
             steps=self.settings.steps,
@@ -96,7 +96,7 @@ class GridRun:
             start = reached.get(inside[-1]) if inside else None
             rows = (~broken[:, i]).nonzero().squeeze(1)
             if attack is not None and len(rows):
-                found = attack(self._call(ball, generator).on(rows, start))
+                found = attack(self._call(ball, generator, start).on(rows))
                 broken[rows, i] = found.broken
                 start = self._updated(start, rows, found.inputs)
             reached[i] = start

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, columns
+from crmt.attacks.balls import Ball, columns, within
 from crmt.attacks.losses import likely_targets
 from crmt.attacks.search import Search, check_counts
 from crmt.modality import Inputs
@@ -65,7 +65,8 @@ def minimal_norm(
         if search.begin():
             # the samples of a run stay: that one is broken does not mean that it is done
             if start is not None:
-                given = {m: start[m].detach()[search.rows] - x for m, x in search.attacked.items()}
+                given = search.given(start)
+                given = _project(search, given, search.ball.gauge(given))
                 best.offer(given, search.evaluate(given))
             nearest, distance, step = _linearised(search)
             for run in range(restarts):
@@ -75,6 +76,7 @@ def minimal_norm(
                     target = nearest[:, min(run, nearest.shape[1] - 1)] if nearest.shape[1] else None
                     scale = torch.where(distance.isfinite(), distance, torch.zeros_like(distance))
                     deltas = search.ball.scaled(scale).random(search.attacked, generator)
+                    deltas = _project(search, deltas, search.ball.gauge(deltas))
                 _run(search, best, deltas, steps, target)
             best.bisect(search)
     found = {m: search.clean[m] + d for m, d in best.deltas.items()}
@@ -151,8 +153,8 @@ def _project(search: Search, deltas: Inputs, factor: Tensor) -> Inputs:
     finite = torch.where(factor.isfinite(), factor, torch.zeros_like(factor))
     clamped = dict(deltas)
     for m, d in deltas.items():
-        box, x = search.model.modalities[m].box, search.inputs[m]
-        clamped[m] = d if box is None else (x + d).clamp(*box) - x
+        box = search.model.modalities[m].box
+        clamped[m] = d if box is None else within(box, search.inputs[m], d)
     return search.ball.scaled(finite).project(clamped, search.attacked, search.model.modalities)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,16 +61,14 @@ class Call:
     def given(self) -> tuple[MultiModalModel, Mapping[str, Tensor], Tensor, Ball]:
         return self.model, self.inputs, self.labels, self.ball
 
-    def on(self, rows: Tensor, start: Mapping[str, Tensor] | None) -> Call:
-        """The same on some of the inputs, from other starts (of the whole batch)."""
-        return Call(
-            self.model,
-            {m: self.inputs[m][rows] for m in self.model.modalities},
-            self.labels[rows],
-            self.ball.select(rows),
-            self.settings,
-            None if start is None else {m: x[rows] for m, x in start.items()},
-            self.generator,
+    def on(self, rows: Tensor) -> Call:
+        """The same on some of the inputs."""
+        return replace(
+            self,
+            inputs={m: self.inputs[m][rows] for m in self.model.modalities},
+            labels=self.labels[rows.to(self.labels.device)],
+            ball=self.ball.select(rows),
+            start=None if self.start is None else {m: x[rows] for m, x in self.start.items()},
         )
 
 
@@ -149,11 +147,14 @@ def _auto(call: Call) -> AttackResult:
 
 
 def then(call: Call, found: AttackResult, attack: Callable[[Call], AttackResult]) -> AttackResult:
-    """`found`, bettered by another attack on the inputs that still stand; it starts from the best so far."""
+    """`found`, bettered by another attack on the inputs that still stand.
+
+    It starts where it would alone, not at the best point so far: so what it breaks alone is broken afterwards.
+    """
     rows = (~found.broken).nonzero().squeeze(1)
     if not len(rows):
         return found
-    more = attack(call.on(rows, found.inputs))
+    more = attack(call.on(rows))
     better = rows[more.margin < found.margin[rows]]
     chosen = more.margin < found.margin[rows]
     inputs = {m: x.clone() for m, x in found.inputs.items()}
@@ -222,6 +223,7 @@ def auto(
 ) -> AttackResult:
     """The strongest attack: FGM, PGD, minimal-norm, APGD-CE, APGD-DLR with targets, Square, each on what stands.
 
-    Every part starts from the best point so far. Arguments and errors as `attack`.
+    Every part starts where it would alone, so no part that draws nothing at random breaks more by itself. Arguments and
+    errors as `attack`.
     """
     return attack("auto", model, inputs, labels, ball, settings=settings, start=start, generator=generator)

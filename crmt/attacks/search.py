@@ -12,7 +12,7 @@ from crmt.attacks.balls import Ball, columns
 from crmt.attacks.losses import attack_loss
 from crmt.errors import BadInputError
 from crmt.losses import logit_margin
-from crmt.modality import Inputs, check_inputs
+from crmt.modality import Inputs, check_inputs, check_labels
 from crmt.model import MultiModalModel
 
 OUTSIDE = 1e-4
@@ -46,9 +46,9 @@ def _check(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor,
         raise BadInputError(f"the model has no modality {', '.join(unknown)}; it has {', '.join(model.modalities)}")
     check_inputs(model.modalities, inputs)
     count = len(inputs[next(iter(model.modalities))])
-    if labels.shape != (count,) or labels.is_floating_point():
+    if labels.shape != (count,) or labels.dtype != torch.int64:
         raise BadInputError(
-            f"labels are {tuple(labels.shape)} of {labels.dtype}: give {count} class numbers, one for each input"
+            f"labels are {tuple(labels.shape)} of {labels.dtype}: give {count} class numbers in int64, one an input"
         )
     for name, modality in model.modalities.items() if count else ():
         low, high = torch.aminmax(inputs[name].detach())
@@ -73,6 +73,7 @@ class Search:
 
     def __init__(self, model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball) -> None:
         _check(model, inputs, labels, ball)
+        labels = labels.to(inputs[next(iter(model.modalities))].device)
         self.model = model
         self.clean = {m: inputs[m].detach() for m in model.modalities}
         self.best = {m: torch.zeros_like(self.clean[m]) for m in ball.attacked}
@@ -81,11 +82,7 @@ class Search:
         ball.epsilons(self.attacked)  # refuses budgets that do not fit
         with torch.no_grad():
             self.logits = model(self.clean).logits
-        classes = self.logits.shape[1]
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            raise BadInputError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {classes - 1}"
-            )
+        check_labels(labels, self.logits.shape[1])
         self.margin = _nan_is_wrong(logit_margin(self.logits, labels))
 
     def _select(self, rows: Tensor) -> None:
@@ -119,8 +116,15 @@ class Search:
         """δ of the first run: from adversarial inputs of the whole batch, or 0."""
         if start is None:
             return {m: torch.zeros_like(x) for m, x in self.attacked.items()}
+        return self.project(self.given(start))
+
+    def given(self, start: Mapping[str, Tensor]) -> Inputs:
+        """δ of adversarial inputs of the whole batch, as far out as they are."""
         check_inputs({m: self.model.modalities[m] for m in self.best}, start)
-        return self.project({m: start[m].detach()[self.rows] - x for m, x in self.attacked.items()})
+        count = len(self.margin)
+        if any(len(start[m]) != count for m in self.best):
+            raise BadInputError(f"the start has another number of inputs than the batch, {count}: give one for each")
+        return {m: start[m].detach()[self.rows] - x for m, x in self.attacked.items()}
 
     def random(self, generator: torch.Generator | None) -> Inputs:
         """δ of a later run."""

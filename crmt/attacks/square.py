@@ -40,7 +40,8 @@ def square(
     Args:
         inputs: x, `(B, *shape)` of every modality, inside its box. labels: `(B,)`.
         queries: forward passes after the first δ.
-        start: adversarial inputs to start from; otherwise tiles of random sign.
+        start: adversarial inputs to start from, where they are better than x and than the tiles of random sign that
+            the search starts from otherwise. From x itself it would never spread over the input.
         generator: for everything that is drawn; squares lie elsewhere in every sample.
 
     Raises:
@@ -52,8 +53,7 @@ def square(
         search = Search(model, inputs, labels, ball)
         if not search.begin():
             return search.result()
-        best = search.start(start) if start is not None else search.project(_tiles(search, draw))
-        margin = search.evaluate(best)
+        best, margin = _first(search, start, draw)
         for query in range(queries):
             kept = search.narrowed()
             if kept is not None:
@@ -106,6 +106,20 @@ def _tiles(search: Search, draw: _Draw) -> Inputs:
         signs[m] = drawn[:, :, rows][..., cells].reshape(x.shape)
     epsilons = search.ball.epsilons(signs)
     return {m: epsilons[m] * d for m, d in search.ball.steepest(signs).items()}
+
+
+def _first(search: Search, start: Mapping[str, Tensor] | None, draw: _Draw) -> tuple[Inputs, Tensor]:
+    """The first δ and the margins there, `(R,)`."""
+    clean = search.margin[search.rows]
+    tiles = search.project(_tiles(search, draw))
+    margin = search.evaluate(tiles)
+    if start is None:
+        return tiles, margin
+    given = search.start(start)
+    reached = search.evaluate(given)
+    better = reached < torch.minimum(margin, clean)
+    best = {m: torch.where(columns(better, d), given[m], d) for m, d in tiles.items()}
+    return best, torch.where(better, reached, margin)
 
 
 def _changed(search: Search, deltas: Inputs, share: float, draw: _Draw) -> Inputs:

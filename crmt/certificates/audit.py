@@ -12,6 +12,7 @@ from crmt.attacks import AttackSettings, Ball
 from crmt.attacks import attack as run_attack
 from crmt.attacks.registry import check_attack
 from crmt.certificates.radius import Radii
+from crmt.certificates.smoothing import CERTIFICATE as SMOOTHING
 from crmt.errors import BadInputError
 from crmt.model import MultiModalModel
 
@@ -37,24 +38,34 @@ def audit(
     steps: int = 20,
     restarts: int = 1,
     queries: int = AttackSettings.queries,
+    targets: int = AttackSettings.targets,
     generator: torch.Generator | None = None,
 ) -> dict[str, Audit]:
     """Attack at 0.99 r jointly and at 0.99 r^(m) each modality alone, in ℓ2: ball name to `Audit`.
 
     Args:
         inputs: `(N, *shape)` each. labels: `(N,)`. radii: of these inputs.
-        attack: by name; `auto` is the strongest there is. steps, restarts, queries: of it, as in `AttackSettings`.
+        attack: by name; `auto` is the strongest there is. steps, restarts, queries, targets: of it, as in
+            `AttackSettings`.
+
+    Returns: audits on the inputs' device.
 
     Raises:
-        BadInputError: not as many radii as inputs, an unknown attack, and as any attack.
+        BadInputError: not as many radii as inputs, radii of a smoothed classifier, an unknown attack, and as any
+            attack.
     """
+    if radii.certificate == SMOOTHING:
+        raise BadInputError("these radii are of the smoothed classifier, not of the model: use audit_smoothing")
     if len(radii.joint) != len(labels):
         raise BadInputError(f"{len(radii.joint)} radii for {len(labels)} inputs: give the radii of these very inputs")
     check_attack(attack)
-    settings = AttackSettings(steps=steps, restarts=restarts, queries=queries)
+    settings = AttackSettings(steps=steps, restarts=restarts, queries=queries, targets=targets)
+    device = next(iter(inputs.values())).device
+    labels = labels.to(device)
     budgets = {"joint": radii.joint} | {m: radii.unimodal[:, i] for i, m in enumerate(radii.modalities)}
     result = {}
-    for name, radius in budgets.items():
+    for name, given in budgets.items():
+        radius = given.to(device)
         audited = (radius > 0) & radius.isfinite()
         violated = torch.zeros_like(audited)
         chosen = audited.nonzero().squeeze(1)

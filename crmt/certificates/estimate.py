@@ -31,6 +31,9 @@ def estimated_radii(
     """Estimated radii of inputs with uni-modal scores s `(N, M, K)` and labels `(N,)`.
 
     On linear encoders they never exceed the exact distance to the decision boundary, and equal it for a ConcatHead.
+
+    Raises:
+        BadInputError: labels out of range, or a head with a = 1 without the constants of pairs.
     """
     return radii(
         CERTIFICATE,

@@ -15,6 +15,7 @@ from crmt.certificates.radius import Radii, radii
 from crmt.errors import BadInputError, CRMTError
 from crmt.heads import Head
 from crmt.lipschitz_encoder import LipschitzEncoder
+from crmt.modality import check_labels
 from crmt.model import MultiModalModel, evaluating
 
 CERTIFICATE = "lipschitz"
@@ -22,6 +23,8 @@ TOLERANCE = 1e-3
 """A layer whose norm is above 1 + TOLERANCE is refused; below, its verified bound is multiplied in."""
 OVERSAMPLING = 8
 """Frequencies of each axis at which a convolution's transfer matrix is evaluated, over the degree of its square."""
+LARGEST_OFFSET = 1e2
+"""Length of what a float32 layer may map 0 to: rounding is relative to all of it, also to what the head never sees."""
 STARTS, ITERATIONS = 4, 50
 ROUNDING = {torch.float64: 1e-13, torch.float32: 5e-5}
 """Times 1 + the scale of the scores, taken from every margin: the model is certified in exact arithmetic and runs in
@@ -37,8 +40,8 @@ def lipschitz_constants(model: MultiModalModel) -> Tensor:
     on the feature map itself, a lower bound, is above 1 + TOLERANCE. The bounds of the layers are multiplied.
 
     Raises:
-        BadInputError: an encoder has a layer whose constant is not known, or runs in TF32.
-        CRMTError: a layer's norm is above 1 + TOLERANCE.
+        BadInputError: an encoder has a layer whose constant is not known, or arithmetic is set to less than float32.
+        CRMTError: a layer's norm is above 1 + TOLERANCE, or in float32 its offset is above LARGEST_OFFSET.
     """
     with evaluating(model), torch.no_grad():
         return torch.stack([_encoder_constant(model, name) for name in model.modalities]).cpu()
@@ -48,10 +51,7 @@ def _encoder_constant(model: MultiModalModel, name: str) -> Tensor:
     encoder, modality = model.encoders[name], model.modalities[name]
     kind = parametrize.type_before_parametrizations(encoder)
     std: Tensor = getattr(model, f"_{name}_std")
-    if std.is_cuda and std.dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
-        raise BadInputError(
-            "TF32 convolutions round more than a certificate allows for: set torch.backends.cudnn.allow_tf32 = False"
-        )
+    _check_arithmetic(std)
     if isinstance(encoder, LipschitzEncoder) and kind is LipschitzEncoder:
         scaling = (encoder.scale.double() / std.double()).abs().max()
         image = torch.zeros(1, *modality.shape[-3:], device=std.device, dtype=std.dtype)
@@ -63,6 +63,23 @@ def _encoder_constant(model: MultiModalModel, name: str) -> Tensor:
         f"{name!r} has a {kind.__name__}, which has no known Lipschitz constant: train with "
         f"model.encoders.{name}: lipschitz_conv to certify"
     )
+
+
+def _check_arithmetic(like: Tensor) -> None:
+    """Refuse settings of torch under which a model of this type and device rounds more than ROUNDING says."""
+    if torch.is_autocast_enabled(like.device.type):
+        raise BadInputError("autocast rounds more than a certificate allows for: certify outside torch.autocast")
+    if like.dtype != torch.float32:
+        return
+    if torch.get_float32_matmul_precision() != "highest":
+        raise BadInputError(
+            f"matrix products in {torch.get_float32_matmul_precision()!r} precision round more than a certificate "
+            "allows for: call torch.set_float32_matmul_precision('highest')"
+        )
+    if like.is_cuda and torch.backends.cudnn.allow_tf32:
+        raise BadInputError(
+            "TF32 convolutions round more than a certificate allows for: set torch.backends.cudnn.allow_tf32 = False"
+        )
 
 
 def _constant(module: nn.Module, x: Tensor, where: str) -> tuple[Tensor, Tensor]:
@@ -86,7 +103,14 @@ def _constant(module: nn.Module, x: Tensor, where: str) -> tuple[Tensor, Tensor]
             f"{where} ({kind.__name__}) has norm {float(bound):.6g}, above 1: its weights were changed after training "
             "or do not belong to this encoder; load the checkpoint again or train again"
         )
-    return bound, module(x)
+    image = module(x)
+    offset = float(image.norm())
+    if image.dtype == torch.float32 and not offset <= LARGEST_OFFSET:
+        raise CRMTError(
+            f"{where} ({kind.__name__}) maps 0 to a vector of length {offset:.4g}: float32 rounds more than the "
+            "certificate allows for; convert the model to float64"
+        )
+    return bound, image
 
 
 def _one(module: nn.Module, x: Tensor) -> Tensor:
@@ -166,7 +190,8 @@ def lipschitz_radii(head: Head, scores: Tensor, labels: Tensor, constants: Tenso
         constants: L_m, `(M,)`, of `lipschitz_constants`.
 
     Raises:
-        BadInputError: a head that is not additive, or scores in another precision than float32 and float64.
+        BadInputError: a head that is not additive, scores in another precision than float32 and float64, or labels
+            out of range.
     """
     if not head.additive:
         raise BadInputError(
@@ -175,6 +200,7 @@ def lipschitz_radii(head: Head, scores: Tensor, labels: Tensor, constants: Tenso
         )
     if scores.dtype not in ROUNDING:
         raise BadInputError(f"radii are certified for models in float32 or float64, not {scores.dtype}")
+    check_labels(labels, scores.shape[2])  # before one_hot, which on a GPU ends the process
     contributions = head.integration.to(scores).double() * scores.double()
     bias = head.bias.to(scores).double()
     scale = contributions.abs().amax(2).sum(1) + bias.abs().max()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crmt.modality import check_labels
+
 
 @dataclass(frozen=True)
 class Radii:
@@ -63,7 +65,11 @@ def radii(
 
     The minimum is over all j ≠ y: denominators differ by class, so the runner-up need not attain it.
     `runner_up_only` takes the paper's runner-up instead, for comparison; it can overstate the radius.
+
+    Raises:
+        BadInputError: labels out of range.
     """
+    check_labels(labels, contributions.shape[2])
     logits = contributions.sum(1) + bias
     gap = logits.gather(1, labels[:, None]) - logits
     own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()

@@ -9,7 +9,9 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from crmt.attacks.balls import Ball, columns
+from crmt.attacks.balls import Ball
+from crmt.attacks.gradient import pgd
+from crmt.attacks.search import check_counts
 from crmt.certificates.audit import INSIDE, Audit
 from crmt.certificates.smoothing import (
     ABSTAINED,
@@ -21,9 +23,8 @@ from crmt.certificates.smoothing import (
     smoothed_radii,
 )
 from crmt.errors import BadInputError
-from crmt.losses import logit_margin
-from crmt.modality import Batch, Inputs
-from crmt.model import MultiModalModel, Output, evaluating
+from crmt.modality import Batch
+from crmt.model import MultiModalModel, Output
 from crmt.progress import Progress, silent
 
 
@@ -87,8 +88,7 @@ def audit_smoothing(
         BadInputError: clips that are not those of the inputs, modalities that differ, counts below 1.
     """
     settings.check_model(model)
-    if steps < 1 or restarts < 1:
-        raise BadInputError(f"steps and restarts must be 1 or more, not {steps} and {restarts}")
+    check_counts(steps=steps, restarts=restarts)
     radii = smoothed_radii(clips, tuple(model.modalities), settings.sigmas)
     balls = {"joint": radii.joint} | {m: radii.unimodal[:, i] for i, m in enumerate(radii.modalities)}
     violated = {name: torch.zeros(len(clips), dtype=torch.bool) for name in balls}
@@ -105,15 +105,17 @@ def audit_smoothing(
                     continue
                 here = chosen.to(batch.labels.device)
                 attacked = radii.modalities if name == "joint" else (name,)
-                points = _attacked(
-                    smoothed,
+                # not drop_broken: on the attack's own few draws a changed prediction means little, and only a point
+                # well beyond the boundary convinces other draws
+                points = pgd(
+                    smoothed,  # type: ignore[arg-type]  # all that attacks ask of a model
                     {m: x[here] for m, x in batch.inputs.items()},
                     batch.labels[here],
                     Ball.joint(attacked, INSIDE * radius[done + chosen].to(here.device)),
                     steps=steps,
                     restarts=restarts,
                     generator=starts,
-                )
+                ).inputs
                 there = [clips[i] for i in (done + chosen).tolist()]
                 violated[name][done + chosen] = _changed(model, points, there, settings, f"audit {seed} {name}")
             progress(len(rows))
@@ -121,44 +123,6 @@ def audit_smoothing(
     if done != len(clips):
         raise BadInputError(f"{len(clips)} smoothed clips for {done} inputs: give those of these very inputs")
     return {name: Audit(radius > 0, violated[name]) for name, radius in balls.items()}
-
-
-def _attacked(
-    smoothed: Smoothed,
-    inputs: Inputs,
-    labels: Tensor,
-    ball: Ball,
-    *,
-    steps: int,
-    restarts: int,
-    generator: torch.Generator,
-) -> Inputs:
-    """The points of least margin that PGD with steps of 2.5 ε / steps finds; later runs start at random.
-
-    Unlike `crmt.attacks.pgd` it goes on where the prediction has changed: on the attack's own few draws that means
-    little, and only a point well beyond the boundary convinces other draws.
-    """
-    attacked = {m: inputs[m] for m in ball.attacked}
-    still = {m: torch.zeros_like(x) for m, x in attacked.items()}
-    best, least = attacked, next(iter(attacked.values())).new_full(labels.shape, torch.inf)
-    with evaluating(smoothed):
-        for restart in range(restarts):
-            deltas = ball.random(attacked, generator) if restart else still
-            for step in range(steps + 1):
-                deltas = ball.project(deltas, attacked, smoothed.modalities)
-                points = {m: (x + deltas[m]).requires_grad_() for m, x in attacked.items()}
-                with torch.enable_grad():
-                    margin = logit_margin(smoothed(inputs | points).logits, labels)
-                better = margin.detach() < least
-                least = torch.where(better, margin.detach(), least)
-                best = {m: torch.where(columns(better, p), p.detach(), best[m]) for m, p in points.items()}
-                if step == steps or not margin.requires_grad:  # one class, or encoders that ignore what is attacked
-                    break
-                gradients = torch.autograd.grad(margin.sum(), list(points.values()), materialize_grads=True)
-                direction = ball.steepest(dict(zip(points, gradients, strict=True)))
-                length = ball.epsilons(deltas)
-                deltas = {m: d - 2.5 / steps * length[m] * direction[m] for m, d in deltas.items()}
-    return inputs | best
 
 
 def _check_same(clips: Sequence[SmoothedClip], labels: Tensor) -> None:

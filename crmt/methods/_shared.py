@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crmt.attacks import Ball
+from crmt.attacks.losses import attack_loss
+from crmt.distributed import sum_over_ranks
 from crmt.errors import BadInputError
 from crmt.losses import margin_regulariser
 from crmt.methods.base import LossTerms, Step
@@ -45,6 +47,12 @@ def margin_loss(output: Output, labels: Tensor, rho: float) -> LossTerms:
     return LossTerms(entropy + rho * margin, {"cross_entropy": entropy, "margin_term": margin}, output)
 
 
+def common_seed(step: Step, below: int) -> int:
+    """A seed drawn from the step's generator, the same on every worker."""
+    drawn = torch.randint(below, (1,), generator=step.generator)
+    return int(sum_over_ranks(drawn.to(step.labels.device))) % below
+
+
 @dataclass(frozen=True)
 class Mixed:
     """A batch mixed with a permutation of itself: x = λ x_a + (1−λ) x_b in every modality."""
@@ -59,9 +67,8 @@ class Mixed:
 
 
 def mixed(step: Step, alpha: float) -> Mixed:
-    """One λ ~ Beta(α, α) and one permutation for all modalities, from the step's generator."""
-    seed = int(torch.randint(2**62, (1,), generator=step.generator))
-    mix = float(np.random.default_rng(seed).beta(alpha, alpha))
+    """One λ ~ Beta(α, α), the same on every worker, and one permutation of this worker's clips, for all modalities."""
+    mix = float(np.random.default_rng(common_seed(step, 2**62)).beta(alpha, alpha))
     order = torch.randperm(len(step.labels), generator=step.generator).to(step.labels.device)
     inputs = {m: mix * x + (1 - mix) * x[order] for m, x in step.inputs.items()}
     return Mixed(inputs, step.labels, step.labels[order], mix)
@@ -70,9 +77,9 @@ def mixed(step: Step, alpha: float) -> Mixed:
 def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball, steps: int) -> Inputs:
     """Training inputs that maximise the cross-entropy: ℓ2 PGD from x, `steps` steps of 2.5 ε / steps, the last point.
 
-    Not `crmt.attacks.pgd`: that looks for a wrong prediction and stops at the first, where training wants the
-    strongest input (Madry et al., ICLR 2018). The encoders are in evaluation mode, so that batch-norm statistics see
-    training batches only.
+    Not `crmt.attacks.pgd`: that returns the point of least margin among all that it saw, where training takes the last
+    (Madry et al., ICLR 2018). The encoders are in evaluation mode, so that batch-norm statistics see training batches
+    only.
     """
     clean = {m: inputs[m].detach() for m in model.modalities}
     attacked = {m: clean[m] for m in ball.attacked}
@@ -83,12 +90,15 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
             leaves = {m: d.requires_grad_() for m, d in deltas.items()}
             with torch.enable_grad():
                 logits = model({m: x + leaves[m] if m in leaves else x for m, x in clean.items()}).logits
-                loss = F.cross_entropy(logits, labels, reduction="sum")
+                # not F.cross_entropy: on a confident model its gradient is 0 in float32, or points a wrong way
+                loss = attack_loss("cross_entropy", logits, labels, None).sum()
+            if not loss.requires_grad:  # one class, or encoders that ignore what is attacked
+                break
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
             direction = ball.steepest(dict(zip(leaves, gradients, strict=True)))
             moved = {m: d.detach() + 2.5 / steps * epsilons[m] * direction[m] for m, d in leaves.items()}
             deltas = ball.project(moved, attacked, model.modalities)
-    return clean | {m: clean[m] + d for m, d in deltas.items()}
+    return clean | {m: clean[m] + d.detach() for m, d in deltas.items()}
 
 
 def joint_adversarial(step: Step, epsilon: float, steps: int) -> Inputs:

@@ -13,8 +13,9 @@ from crmt.methods.base import LossTerms, Method, Step
 class Mixup(Method):
     """L = λ CE(h(x), y_a) + (1−λ) CE(h(x), y_b) on x = λ x_a + (1−λ) x_b.
 
-    Interpretation: one λ ~ Beta(α, α) and one permutation a batch, the same for every modality, so that a mixed
-    clip stays one clip. `train_accuracy` counts y_a on mixed inputs and is therefore low.
+    Interpretation: one λ ~ Beta(α, α) a batch, over all workers, and one permutation of each worker's clips, the same
+    for every modality, so that a mixed clip stays one clip. `train_accuracy` counts y_a on mixed inputs and is
+    therefore low.
     """
 
     title = "Mixup"

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from crmt.distributed import mean_over_ranks, sum_over_ranks
-from crmt.methods._shared import cross_entropy_loss, require
+from crmt.distributed import mean_over_ranks
+from crmt.errors import BadInputError
+from crmt.methods._shared import common_seed, cross_entropy_loss, require
 from crmt.methods.base import LossTerms, Method, Step
-from crmt.model import Output
+from crmt.model import MultiModalModel, Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,10 @@ class OGMGE(Method):
     + b/2)_{y_i}, to the other's.
 
     Interpretation: with M modalities b/M for b/2, and ρ is the ratio to the MEAN confidence of the others; with one k
-    is 1 and only the noise is left. As in the released code only convolutions (4-d gradients) are modulated, and the
-    noise of a layer has the deviation of the layer's gradient before it is scaled. Ours goes on until the end of
-    training, where the code's scripts stop it after 50 of 100 epochs.
+    is 1 and only the noise is left. As in the released code only convolutions (4-d gradients) are modulated; encoders
+    without any, of linear layers or of convolutions made from other parameters (`lipschitz_conv`), would train as in
+    JT. The noise of a layer has the deviation of the layer's gradient before it is scaled. Ours goes on until the end
+    of training, where the code's scripts stop it after 50 of 100 epochs.
     """
 
     title = "OGM-GE"
@@ -39,13 +41,26 @@ class OGMGE(Method):
     def __post_init__(self) -> None:
         require("ogm_alpha", self.ogm_alpha, at_least=0)
 
+    def prepare(self, model: MultiModalModel) -> nn.Module:
+        """Check that there is something to modulate.
+
+        Raises:
+            BadInputError: no encoder has a convolution with a kernel of its own.
+        """
+        if not any(p.ndim == 4 for p in model.encoders.parameters()):
+            raise BadInputError(
+                "ogm_ge modulates the kernels of convolutions, and no encoder has one: use other encoders or train jt"
+            )
+        return super().prepare(model)
+
     def loss(self, step: Step) -> LossTerms:
         return cross_entropy_loss(step.forward(step.inputs), step.labels)
 
     @torch.no_grad()
     def after_backward(self, step: Step, terms: LossTerms) -> None:
         factors = self.coefficients(confidence(terms.output, step.model.head.bias, step.labels))
-        generator = _common_generator(step)
+        # the same on every worker: their gradients are the same, and must stay so
+        generator = torch.Generator().manual_seed(common_seed(step, 2**31))
         for factor, name in zip(factors.tolist(), step.model.modalities, strict=True):
             for parameter in step.model.encoders[name].parameters():
                 if parameter.grad is None or parameter.grad.ndim != 4:
@@ -69,12 +84,6 @@ def confidence(output: Output, bias: Tensor, labels: Tensor) -> Tensor:
     probabilities = (scores + bias / scores.shape[1]).softmax(2)
     right = probabilities.gather(2, labels[:, None, None].expand(-1, scores.shape[1], 1))
     return mean_over_ranks(right.mean((0, 2)))
-
-
-def _common_generator(step: Step) -> torch.Generator:
-    """The same on every worker: their gradients are the same, and must stay so."""
-    drawn = torch.randint(2**31, (1,), generator=step.generator)
-    return torch.Generator().manual_seed(int(sum_over_ranks(drawn.to(step.labels.device))))
 
 
 METHOD = OGMGE

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from crmt.errors import BadInputError
 from crmt.heads import OrthogonalHead
 from crmt.losses import margin_regulariser
 from crmt.methods._shared import require
@@ -46,9 +47,14 @@ class RadiusLoss(Method):
         require("rho", self.rho, at_least=0)
 
     def prepare(self, model: MultiModalModel) -> nn.Module:
-        """Hold a at 1 during step 1."""
+        """Hold a at 1 during step 1.
+
+        Raises:
+            BadInputError: a model without an orthogonal head.
+        """
         head = model.head
-        assert isinstance(head, OrthogonalHead)
+        if not isinstance(head, OrthogonalHead):
+            raise BadInputError(f"radius_loss needs an orthogonal head, not a {type(head).__name__}")
         head.set_integration(torch.ones_like(head.integration))
         head.log_integration.requires_grad_(False)
         return nn.Module()

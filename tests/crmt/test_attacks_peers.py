@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crmt.attacks import PARTS, Ball, apgd, attack, auto, minimal_norm, pgd
+from crmt.attacks import PARTS, AttackSettings, Ball, apgd, attack, auto, minimal_norm, pgd
 from crmt.fit import FitSettings, fit
 from crmt.methods import create
 from crmt.modality import Inputs
@@ -17,7 +17,7 @@ from crmt.model import MultiModalModel, build_model
 from tests.crmt.test_attacks_strong import without_boxes
 from tests.crmt.tiny import learnable, spec
 
-CLIPS = 300
+CLIPS = 80
 
 
 class Concatenated(nn.Module):
@@ -42,7 +42,7 @@ def trained() -> Iterator[tuple[MultiModalModel, Inputs, Tensor]]:
     epochs = learnable(model, batches=8, size=32)
     list(fit(model, create("jt"), epochs, FitSettings(epochs=4, lr=0.05)))
     without_boxes(model).eval()
-    parts = [b for epoch in (90, 91) for b in epochs(epoch)]
+    parts = list(epochs(90))
     inputs = {m: torch.cat([b.inputs[m] for b in parts])[:CLIPS] for m in model.modalities}
     yield model, inputs, torch.cat([b.labels for b in parts])[:CLIPS]
 
@@ -92,7 +92,7 @@ def test_pgd_and_apgd_are_as_strong_as_foolbox_and_art(trained: tuple[MultiModal
     clean = accuracy(model, points, labels)
     assert max(of_foolbox, of_art) < clean - 0.1  # the peers do attack
     ball = Ball.joint(model.modalities, epsilon)
-    # the peers climb the cross-entropy; the margin follows the runner-up and is up to 2 points weaker here
+    # the peers climb the cross-entropy, so ours does: which loss is stronger, it or the margin, depends on the model
     same = pgd(model, inputs, labels, ball, steps=20, loss="cross_entropy")
     assert float((~same.broken).double().mean()) <= of_foolbox + 0.01
     ours = apgd(model, inputs, labels, ball, steps=20)
@@ -101,14 +101,14 @@ def test_pgd_and_apgd_are_as_strong_as_foolbox_and_art(trained: tuple[MultiModal
 
 def test_auto_is_at_least_as_strong_as_each_part(trained: tuple[MultiModalModel, Inputs, Tensor]) -> None:
     model, inputs, labels = trained
-    inputs, labels = {m: x[:100] for m, x in inputs.items()}, labels[:100]
+    inputs, labels = {m: x[:24] for m, x in inputs.items()}, labels[:24]
+    chosen = AttackSettings(steps=5, queries=50)
     ball = Ball.joint(model.modalities, budget(model, inputs, labels))
-    strongest = auto(model, inputs, labels, ball, generator=torch.Generator().manual_seed(0))
+    strongest = auto(model, inputs, labels, ball, settings=chosen, generator=torch.Generator().manual_seed(0))
     found = {
-        name: attack(name, model, inputs, labels, ball, generator=torch.Generator().manual_seed(0)).broken
+        name: attack(name, model, inputs, labels, ball, settings=chosen, generator=torch.Generator().manual_seed(0))
         for name in PARTS
     }
-    for broken in found.values():
-        assert int(strongest.broken.sum()) >= int(broken.sum())
-    assert int(found["fgm"].sum()) < int(strongest.broken.sum())
-    assert int(found["square"].sum()) <= int(strongest.broken.sum())
+    for part in found.values():
+        assert int(strongest.broken.sum()) >= int(part.broken.sum())
+    assert int(found["fgm"].broken.sum()) < int(strongest.broken.sum())

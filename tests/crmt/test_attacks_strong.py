@@ -23,6 +23,7 @@ from crmt.attacks import (
     minimal_norm,
     missing,
     noise,
+    pgd,
     square,
 )
 from crmt.attacks.apgd import checkpoints
@@ -264,6 +265,35 @@ def test_square_needs_no_gradient_and_reaches_most_of_what_a_gradient_does(norm:
     assert torch.equal(again, few)
 
 
+@settings(max_examples=25, deadline=None)
+@given(ball=balls(), seed=st.integers(0, 1000))
+def test_minimal_norms_stay_in_the_box_from_any_start(ball: Ball, seed: int) -> None:
+    """Inputs at the box's edges; starts: none, and the nearest adversarial inputs if there were no box."""
+    model = linear_model("orthogonal", 3, dtype=torch.float32, seed=seed % 3)
+    inputs = {m: x.round() for m, x in random_inputs(model, COUNT, seed).items()}
+    labels = mostly_right(model, inputs)
+    free = without_boxes(linear_model("orthogonal", 3, dtype=torch.float32, seed=seed % 3))
+    for start in (None, minimal_norm(free, inputs, labels, ball, steps=3).inputs):
+        found = minimal_norm(model, inputs, labels, ball, steps=1, restarts=3, start=start, generator=seeded(seed))
+        far = torch.where(found.radius.isfinite(), found.radius, torch.zeros_like(found.radius))
+        assert_inside(ball.scaled(far), model, inputs, found.inputs)
+
+
+def test_an_input_just_outside_its_box_is_left_there() -> None:
+    """Rounding may leave it there; a budget of 0 changes nothing."""
+    model = linear_model("concat", (VIDEO,), dtype=torch.float32)
+    inputs = random_inputs(model, 4)
+    inputs["video"][0, 0, 0, 0, 0], inputs["video"][1, 0, 0, 0, 0] = -5e-5, 1 + 5e-5
+    labels = mostly_right(model, inputs)
+    for name in ("fgm", "pgd", "minimal_norm", "apgd_ce", "square", "noise"):
+        found = attack(name, model, inputs, labels, Ball.joint(["video"], 0.0), settings=QUICK, generator=seeded())
+        assert torch.equal(found.inputs["video"], inputs["video"]), name
+    moved = Ball.joint(["video"], 1.0).project({"video": torch.ones_like(inputs["video"])}, inputs, model.modalities)
+    assert float((inputs["video"] + moved["video"]).max()) <= 1 + 6e-5
+    zero = {"video": torch.zeros_like(inputs["video"])}
+    assert not Ball.joint(["video"], 1.0).project(zero, inputs, model.modalities)["video"].any()
+
+
 def test_noise_has_the_length_of_the_budget() -> None:
     model = without_boxes(linear_model("concat", 2))
     inputs = random_inputs(model, 20)
@@ -307,7 +337,7 @@ def test_bad_calls_are_refused_by_every_attack() -> None:
             ball,
             r"'video' has values in .*outside its box \[0.0, 1.0\]",
         ),
-        (inputs, torch.tensor([0, 1, 4]), ball, r"labels run from 0 to 4; the model has classes 0 to 3"),
+        (inputs, torch.tensor([0, 1, 4]), ball, r"labels run from 0 to 4; the model's classes are 0 to 3"),
         (inputs, torch.tensor([0, -1, 3]), ball, r"labels run from -1 to 3"),
         (inputs, torch.tensor([0, 1]), ball, r"give 3 class numbers"),
         (inputs, labels.double(), ball, r"give 3 class numbers"),
@@ -324,6 +354,17 @@ def test_bad_calls_are_refused_by_every_attack() -> None:
         attack("cw", model, inputs, labels, ball)
     with pytest.raises(BadInputError, match=r"no targeted attack loss 'cross_entropy'. Valid: margin, dlr"):
         apgd(model, inputs, labels, ball, targets=2)
+    with pytest.raises(BadInputError, match=r"targets must be 0 or more, not -1"):
+        apgd(model, inputs, labels, ball, targets=-1)
+    for size in (0.0, -0.1, float("nan"), float("inf")):
+        with pytest.raises(BadInputError, match=f"step_size must be a finite number above 0, not {size}"):
+            pgd(model, inputs, labels, ball, step_size=size)
+    short, right = {m: x[:2] for m, x in inputs.items()}, mostly_right(model, inputs)
+    for name in ("pgd", "minimal_norm", "apgd_ce", "square"):
+        with pytest.raises(BadInputError, match=r"the start has another number of inputs than the batch, 3"):
+            attack(name, model, inputs, right, ball, settings=QUICK, start=short)
+        with pytest.raises(BadInputError, match=r"'audio' has shape"):
+            attack(name, model, inputs, right, ball, settings=QUICK, start={"audio": inputs["audio"][:, :, 1:]})
     with pytest.raises(BadInputError, match=r"draws must be 1 or more, not 0"):
         AttackSettings(draws=0)
     for epsilon in (float("inf"), torch.tensor([1.0, float("inf")])):

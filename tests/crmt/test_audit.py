@@ -51,7 +51,7 @@ def test_the_audit_catches_an_overstated_radius_and_passes_the_true_one(modaliti
     inputs = random_inputs(model, 40)
     labels = mostly_right(model, inputs)
     true = estimate(model, inputs, labels)
-    honest, overstated = (audit(model, inputs, labels, scaled(true, f), steps=10) for f in (1.0, 1.5))
+    honest, overstated = (audit(model, inputs, labels, scaled(true, f), steps=10, queries=20) for f in (1.0, 1.5))
     assert set(honest) == {"joint", *model.modalities}
     for name in honest:
         assert torch.equal(honest[name].audited, true.joint > 0)
@@ -66,7 +66,7 @@ def test_the_audit_catches_it_with_several_classes_too() -> None:
     inputs = random_inputs(model, 60)
     labels = mostly_right(model, inputs)
     true = estimate(model, inputs, labels)
-    for result in audit(model, inputs, labels, true, steps=20).values():
+    for result in audit(model, inputs, labels, true, steps=20, queries=20).values():
         assert not bool(result.violated.any())
     for result in audit(model, inputs, labels, scaled(true, 1.5), steps=20).values():
         assert float(result.violated[result.audited].float().mean()) > 0.95
@@ -79,7 +79,11 @@ def test_radii_of_zero_and_infinity_are_not_audited() -> None:
         labels = model(inputs).logits.argmax(1)
     radius = torch.tensor([0.0, float("inf"), float("nan"), 1e-6], dtype=torch.float64)
     found = audit(
-        model, inputs, labels, Radii("x", model.head.modalities, radius, radius[:, None].expand(-1, 2), radius[:, None])
+        model,
+        inputs,
+        labels,
+        Radii("x", model.head.modalities, radius, radius[:, None].expand(-1, 2), radius[:, None]),
+        queries=20,
     )
     for result in found.values():
         assert result.audited.tolist() == [False, False, False, True]
@@ -96,16 +100,24 @@ def test_radii_of_other_inputs_are_refused() -> None:
         audit(model, inputs, torch.zeros(4, dtype=torch.long), radius)
 
 
+def test_radii_of_the_smoothed_classifier_are_refused() -> None:
+    model = linear_model("concat", 2)
+    inputs = random_inputs(model, 4)
+    radius = Radii("smoothing", model.head.modalities, torch.ones(4), torch.ones(4, 2), torch.ones(4, 2))
+    with pytest.raises(BadInputError, match=r"of the smoothed classifier.*use audit_smoothing"):
+        audit(model, inputs, torch.zeros(4, dtype=torch.long), radius)
+
+
 def test_on_a_trained_like_network_an_attack_at_ten_radii_succeeds_somewhere() -> None:
     """The estimate has the right order of magnitude: not broken at r, broken for some input at 50 r."""
     model = trainable("orthogonal", 2)
-    inputs = random_inputs(model, 32)
+    inputs = random_inputs(model, 16)
     with torch.no_grad():
         for _ in range(20):
             model.train()(inputs)
         labels = model.eval()(inputs).logits.argmax(1)
     found = estimate(model, inputs, labels)
-    assert not bool(audit(model, inputs, labels, found, steps=10)["joint"].violated.any())
+    assert not bool(audit(model, inputs, labels, found, steps=10, queries=50)["joint"].violated.any())
     assert bool(pgd(model, inputs, labels, Ball.joint(model.modalities, 50 * found.joint)).broken.any())
 
 
@@ -120,7 +132,7 @@ def test_audits_in_batches_equal_one_audit() -> None:
     factors = torch.linspace(0.5, 1.5, 20, dtype=torch.float64)
     mixed = replace(true, joint=true.joint * factors, unimodal=true.unimodal * factors[:, None])
     for size in (20, 6):
-        audits = audit_batches(model, in_batches(inputs, labels, size), mixed, steps=10)
+        audits = audit_batches(model, in_batches(inputs, labels, size), mixed, steps=10, queries=20)
         for result in audits.values():
             assert torch.equal(result.violated, (0.99 * factors > 1) & (true.joint > 0))
 

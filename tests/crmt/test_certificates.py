@@ -162,6 +162,19 @@ def test_a_modality_with_tau_zero_cannot_be_attacked_alone() -> None:
     assert found.indicator.tolist() == [[0.0, 3.0]]
 
 
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_labels_out_of_range_are_refused(wrong: int) -> None:
+    model = linear_model("orthogonal", 2)
+    inputs = random_inputs(model, 4)
+    labels = mostly_right(model, inputs)
+    constants = gradient_constants(model, in_batches(inputs, labels, 4))
+    labels[2] = wrong
+    with pytest.raises(BadInputError, match=r"labels run from .*; the model's classes are 0 to 3"):
+        estimated_radii(model.head, model(inputs).scores, labels, constants)
+    with pytest.raises(BadInputError, match=r"labels are of type torch.float64: give class numbers in int64"):
+        estimated_radii(model.head, model(inputs).scores, labels.double(), constants)
+
+
 def test_a_concat_head_needs_pair_constants() -> None:
     model = linear_model("concat", 2)
     batches = in_batches(random_inputs(model, 3), torch.zeros(3, dtype=torch.long), 3)

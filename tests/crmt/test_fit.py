@@ -231,6 +231,11 @@ def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(two: Path) -> No
         torch.testing.assert_close(found[0][key] + found[1][key], expected[key], rtol=1e-4, atol=1e-4)
 
 
+def test_two_workers_mix_by_the_same_lambda(two: Path) -> None:
+    first, second = (json.loads((two / f"mix-{rank}.json").read_text()) for rank in range(RANKS))
+    assert first == second and 0 < first < 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_two_workers_stay_the_same_and_train_as_one_does_at_the_same_global_batch(method: str, two: Path) -> None:
     """Companions too. What a method draws at random differs by worker, so those that do train otherwise than one."""

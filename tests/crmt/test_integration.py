@@ -226,6 +226,9 @@ def test_a_misleading_subset_does_not_lower_the_mean_radius_of_all() -> None:
         ({"start": torch.zeros(2, 4)}, r"all above 0"),
         ({"tau": torch.full((2, 4), float("nan"))}, r"finite τ"),
         ({"tau": -torch.ones(2, 4)}, r"τ of 0 or more"),
+        ({"labels": torch.full((60,), 4)}, r"labels run from 4 to 4; the model's classes are 0 to 3"),
+        ({"labels": torch.full((60,), -1)}, r"labels run from -1 to -1"),
+        ({"scores": torch.full((60, 2, 4), float("nan"))}, r"NaN scores"),
     ],
 )
 def test_bad_input(change: dict[str, Tensor], message: str) -> None:

@@ -14,12 +14,27 @@ from tests.crmt.tiny import (
     AUDIO,
     VIDEO,
     LinearEncoder,
+    effective_weights,
     in_batches,
     linear_model,
     mostly_right,
     random_inputs,
     trainable,
 )
+
+
+def test_the_constants_of_nearly_equal_scores_survive_single_precision() -> None:
+    """Two rows that differ by 1e-4 of their length: the difference of float32 squares would be noise."""
+    model = linear_model("concat", (AUDIO,), dtype=torch.float32)
+    with torch.no_grad():
+        rows = model.head.weight("audio")
+        rows.mul_(100)
+        rows[1] = rows[0] + 1e-2 * torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0))
+    inputs = random_inputs(model, 4)
+    found = gradient_constants(model, in_batches(inputs, mostly_right(model, inputs), 4)).pair
+    (exact,) = effective_weights(model.double())
+    assert found is not None and found.dtype == torch.float32
+    assert float(found[0, 0, 1]) == pytest.approx(float((exact[0] - exact[1]).norm()), rel=0.01)
 
 
 def uni_modal_score(model: MultiModalModel, name: str, x: Tensor) -> Tensor:

@@ -253,6 +253,49 @@ def test_an_unknown_layer_is_refused(index: int, layer: nn.Module, message: str)
         lipschitz_constants(_replaced(lipschitz_model(), index, lambda _: layer))
 
 
+def _offset_model(length: float, dtype: torch.dtype) -> MultiModalModel:
+    """One linear encoder with orthonormal rows, whose bias is long where the head does not look."""
+    encoder = nn.Linear(6, 3)
+    with torch.no_grad():
+        encoder.weight.copy_(torch.eye(3, 6))
+        encoder.bias.copy_(torch.tensor([0.0, 0.0, length]))
+    inputs = {"a": torch.zeros(2, 6)}
+    return MultiModalModel.around({"a": encoder}, inputs, 2, head="concat").to(dtype)
+
+
+def test_a_long_offset_in_single_precision_is_refused() -> None:
+    """Rounding is relative to it, and nothing in the scores shows it."""
+    assert lipschitz_constants(_offset_model(50, torch.float32)) == pytest.approx(1)
+    with pytest.raises(CRMTError, match=r"a \(Linear\) maps 0 to a vector of length 1e\+06.*to float64"):
+        lipschitz_constants(_offset_model(1e6, torch.float32))
+    assert lipschitz_constants(_offset_model(1e6, torch.float64)) == pytest.approx(1)
+    model = lipschitz_model()
+    with torch.no_grad():
+        cast(Tensor, cast(nn.Sequential, model.encoders["video"].trunk)[4].bias).add_(1e5)
+    with pytest.raises(CRMTError, match=r"video.trunk.4 .*maps 0 to a vector"):
+        lipschitz_constants(model)
+
+
+def test_arithmetic_that_rounds_more_is_refused() -> None:
+    model = lipschitz_model()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(BadInputError, match=r"torch.set_float32_matmul_precision\('highest'\)"):
+            lipschitz_constants(model)
+        lipschitz_constants(copy.deepcopy(model).double())
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with torch.autocast("cpu"), pytest.raises(BadInputError, match=r"outside torch.autocast"):
+        lipschitz_constants(model)
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])
+def test_labels_out_of_range_are_refused(labels: list[int]) -> None:
+    head = OrthogonalHead({"a": 8}, 3)
+    with pytest.raises(BadInputError, match=r"labels run from .*; the model's classes are 0 to 2"):
+        lipschitz_radii(head, torch.randn(2, 1, 3), torch.tensor(labels), torch.ones(1))
+
+
 # --- the radii -----------------------------------------------------------------------------------------------------
 
 

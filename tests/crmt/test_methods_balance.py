@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from crmt.errors import BadInputError
 from crmt.methods import create
 from crmt.methods.base import Epoch, Step
 from crmt.methods.gb import GB, LEAST_CHANGE, Blend, blend_weights
 from crmt.methods.ogm_ge import OGMGE, confidence
 from crmt.methods.pmr import PMR, imbalance
 from crmt.modality import Batch
-from crmt.model import MultiModalModel, evaluating
-from tests.crmt.tiny import learnable, linear_model, mostly_right, one_step, random_inputs, trainable
+from crmt.model import MultiModalModel, build_model, evaluating
+from tests.crmt.tiny import learnable, linear_model, mostly_right, one_step, random_inputs, spec, trainable
 
 
 def problem(modalities: int, count: int = 12) -> tuple[MultiModalModel, Batch]:
@@ -96,6 +97,21 @@ def test_gradients_of_convolutions_are_scaled_and_made_noisy_and_others_left(mod
             assert abs(float(torch.corrcoef(torch.stack([residual, before[name]]).flatten(1))[0, 1])) < 0.06, name
         residuals.append(residual.flatten()[:8])
     assert len(torch.cat(residuals).unique()) == torch.cat(residuals).numel()  # every layer has its own noise
+
+
+def test_only_gradients_are_modulated_and_there_must_be_some(modalities: int) -> None:
+    method = OGMGE()
+    model = trainable("concat", modalities)
+    batch = next(iter(learnable(model)(1)))
+    terms = method.loss(one_step(model, batch, method))
+    assert float(terms.total.detach()) == pytest.approx(
+        mean_entropy(model(batch.inputs).logits, batch.labels), rel=1e-5
+    )
+    for other in (linear_model("concat", modalities), build_model(spec("concat", encoder="lipschitz_conv"))):
+        with pytest.raises(
+            BadInputError, match=r"ogm_ge modulates the kernels of convolutions, and no encoder has one"
+        ):
+            method.prepare(other)
 
 
 # PMR

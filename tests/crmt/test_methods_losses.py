@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crmt.attacks import Ball, pgd
 from crmt.heads import OddOneOutHead
+from crmt.losses import logit_margin
 from crmt.methods import create
 from crmt.methods._shared import adversarial, mixed
 from crmt.methods.base import LossTerms, Step
@@ -61,9 +62,9 @@ def run(name: str, modalities: int, **settings: float) -> tuple[LossTerms, Step,
     return method.loss(step), step, spy
 
 
-@pytest.mark.parametrize("name", ["jt", "ojt", "crmt_step2", "ogm_ge", "pmr"])
+@pytest.mark.parametrize("name", ["jt", "ojt", "crmt_step2", "pmr"])
 def test_cross_entropy_methods(name: str, modalities: int) -> None:
-    """PMR has no prototypes before the first epoch ends; OGM-GE changes gradients alone."""
+    """PMR has no prototypes before the first epoch ends."""
     terms, step, _ = run(name, modalities)
     torch.testing.assert_close(terms.total, cross_entropy(step.model(step.inputs).logits, step.labels))
 
@@ -146,10 +147,15 @@ def test_adversarial_methods(name: str, modalities: int) -> None:
         assert expected > cross_entropy(step.model(other).logits, step.labels)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("names", [("audio",), ("audio", "video")])
-def test_on_a_linear_model_the_training_attack_reaches_the_farthest_point(names: tuple[str, ...]) -> None:
-    """Two classes, no box: x + ε along the weights' difference, in the attacked modalities; also where x is wrong."""
+def test_on_a_linear_model_the_training_attack_reaches_the_farthest_point(names: tuple[str, ...], scale: float) -> None:
+    """Two classes, no box: x + ε along the weights' difference, in the attacked modalities; also where x is wrong, and
+    on a confident model, where the gradient of the cross-entropy is 0."""
     model = linear_model("concat", (AUDIO, replace(VIDEO, box=None)), classes=2)
+    with torch.no_grad():
+        for m in model.head.modalities:
+            model.head.weight(m).mul_(scale)
     inputs = random_inputs(model, 6)
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
     found = adversarial(model, inputs, labels, Ball.joint(names, 0.8), 5)
@@ -159,6 +165,34 @@ def test_on_a_linear_model_the_training_attack_reaches_the_farthest_point(names:
     for m, x in inputs.items():
         moved = 0.8 * sign * slopes[m] / length if m in names else torch.zeros(6, x[0].numel(), dtype=x.dtype)
         torch.testing.assert_close((found[m] - x).flatten(1), moved)
+
+
+def test_the_training_attack_points_away_from_the_right_class_of_a_confident_model() -> None:
+    """Float32, margins of about 25: the cross-entropy's gradient no longer sees h_y, since 1 − p_y is 0."""
+    model = linear_model("concat", (AUDIO,), classes=3, dtype=torch.float32)
+    inputs = random_inputs(model, 8)
+    with torch.no_grad():
+        clean = logit_margin(model(inputs).logits, labels := model(inputs).logits.argmax(1))
+        for parameter in (model.head.bias, model.head.weight("audio")):
+            parameter.mul_(25 / clean.median())
+        before = logit_margin(model(inputs).logits, labels)
+        found = adversarial(model, inputs, labels, Ball.joint(["audio"], 0.5), 5)
+        gained = before - logit_margin(model(found).logits, labels)
+        best = before - pgd(model, inputs, labels, Ball.joint(["audio"], 0.5), steps=20).margin
+    assert float(before.median()) == pytest.approx(25, rel=1e-4)
+    assert float((gained / best).min()) > 0.9
+
+
+def test_the_training_attack_leaves_what_it_cannot_change() -> None:
+    alone = linear_model("concat", 2, classes=1)
+    inputs = random_inputs(alone, 3)
+    found = adversarial(alone, inputs, torch.zeros(3, dtype=torch.long), Ball.joint(["audio"], 1.0), 3)
+    assert all(torch.equal(found[m], x) and not found[m].requires_grad for m, x in inputs.items())
+    model = linear_model("concat", 2)
+    with torch.no_grad():
+        model.head.weight("audio").zero_()
+    found = adversarial(model, inputs, torch.tensor([0, 1, 2]), Ball.joint(["audio"], 1.0), 3)
+    assert all(torch.equal(found[m], x) for m, x in inputs.items())
 
 
 def test_the_training_attack_leaves_batch_norm_and_modes_alone() -> None:

@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from crmt.encoders import BatchNorm
 from crmt.fit import FitSettings, fit
 from crmt.methods import create, method_names
+from crmt.methods._shared import mixed
 from crmt.modality import Batch
-from tests.crmt.tiny import learnable, trainable
+from tests.crmt.tiny import learnable, one_step, trainable
 
 RANKS = 2
 METHODS = tuple(method_names())
@@ -99,4 +100,8 @@ def work(rank: int, folder: str) -> None:
         metrics, weights = train(method, lambda batch: half(batch, rank), DistributedDataParallel)
         (out / f"{method}-{rank}.json").write_text(json.dumps(metrics))
         save_file({k: v.contiguous().clone() for k, v in weights.items()}, out / f"{method}-{rank}")
+    model = trainable("concat")
+    step = one_step(model, next(iter(learnable(model)(1))), create("mixup"))
+    step.generator.manual_seed(rank)
+    (out / f"mix-{rank}.json").write_text(json.dumps(mixed(step, 1.0).mix))
     dist.destroy_process_group()

@@ -71,7 +71,9 @@ def test_certified_and_estimated_radii_are_of_the_same_predictions(
 
 def test_radii_carry_what_they_rest_on(done: tuple[RunConfig, Path, dict[str, Any]]) -> None:
     config, run, _ = done
-    said = {c: json.loads(rows.settings.iloc[0]) for c, rows in read(run, "radii").groupby("certificate")}
+    radii = read(run, "radii")
+    assert {json.loads(x)["audit"] for x in radii[~radii.final].settings.unique()} == {None}  # not audited, and said so
+    said = {c: json.loads(rows.settings.iloc[0]) for c, rows in radii[radii.final].groupby("certificate")}
     assert said["estimate"]["tau_samples"] == config.train.tau_samples and said["estimate"]["audit"] == "auto"
     assert {m: pytest.approx(1, abs=0.01) for m in NAMES} == said["lipschitz"]["lipschitz_constants"]
     assert {"sigmas": SIGMAS, "n0": 4, "n": 20, "alpha": 0.05}.items() <= said["smoothing"].items()
@@ -157,6 +159,10 @@ def test_smoothing_goes_on_where_it_was_stopped(
         go(halted, decoded, config)
     assert len(read(halted, "smoothing")) == len(sampled) == 3
     first = list(sampled)
+    second = counted(0)
+    with pytest.raises(StoppedError):  # while what is known is still being gone through
+        go(halted, decoded, config)
+    assert not second and len(read(halted, "smoothing")) == 3
     again = counted(None)
     go(halted, decoded, config)
     assert len(again) == 4 and not set(first) & set(again)

@@ -13,8 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from media import bad_files
+from safetensors.torch import load_file, save_file
 from small import PER_SPLIT, Main, Small, one_line, write_manifest
 
+from crmt.checkpoint import sha256_of
 from pipelines import evaluate, ingest, report, sweep, train
 from pipelines.results import ResultsStore
 from pipelines.run_folder import latest_run
@@ -139,7 +141,15 @@ def test_evaluate_wants_a_model(capsys: pytest.CaptureFixture[str], trained: Pat
         assert str(folder) in one_line(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
     model = str(trained / "models" / "train")
-    for setting, message in (("attack.balls=[smell]", "smell"), ("attack.step=3", "attack.steps")):
+    for setting, message in (
+        ("attack.balls=[smell]", "smell"),
+        ("attack.step=3", "attack.steps"),
+        ("train.method=crmt_mix", "train.method says how the model was trained"),
+        ("model.encoders.video=lipschitz_conv", "cannot change it"),
+        ("certify.certificates=[]", "certify.certificates"),
+        ("certify.certificates=[estimate, estimate]", "estimate is listed twice"),
+        ("attack.names=[pgd, pgd]", "pgd is listed twice"),
+    ):
         assert evaluate.main([model, "--set", setting, "--out", str(tmp_path / "out")]) == 2
         assert message in one_line(capsys.readouterr().err)
         assert not (tmp_path / "out").exists()
@@ -208,6 +218,38 @@ def test_evaluate_with_other_attacks(trained: Path, tmp_path: Path) -> None:
     assert set(curves.attack) == {"pgd"} and set(curves.epsilon) == {0.3}
     radii = ResultsStore(run / "results").read("radii")
     assert len(radii) == 3 * PER_SPLIT["test"]
+
+
+def test_a_stopped_evaluation_goes_on_with_the_same_model_only(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, run = str(trained / "models" / "train"), tmp_path / "run"
+    smoothing = [f"certify.smoothing.{x}" for x in ("sigmas={video: 0.2, audio: 0.2}", "n0=2", "n=4", "samples=6")]
+    settings = ["attack.names=[fgm]", "certify.certificates=[smoothing]", "certify.audit_samples=0", *smoothing]
+    more = [part for setting in settings for part in ("--set", setting)]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "build_report", stop)
+        assert evaluate.main([model, "--out", str(run), *more]) == 130
+    assert "--resume" in capsys.readouterr().err
+    smoothed = ResultsStore(run / "results").read("smoothing")
+    assert len(smoothed) == 6
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    card = json.loads((other / "model.json").read_text())
+    tensors = load_file(other / "model.safetensors")
+    save_file({k: v + 1 for k, v in tensors.items()}, other / "model.safetensors")
+    card["weights_sha256"] = sha256_of(other / "model.safetensors")
+    (other / "model.json").write_text(json.dumps(card))
+    assert evaluate.main([str(other), "--resume", str(run)]) == 2
+    assert "evaluates another model" in one_line(capsys.readouterr().err)
+    assert evaluate.main([model, "--resume", str(run), "--set", "attack.steps=3"]) == 2
+    assert "leave the other options out" in one_line(capsys.readouterr().err)
+    assert evaluate.main([model, "--resume", str(run)]) == 0
+    assert (run / "report.html").exists()
 
 
 def test_a_finished_training_can_be_resumed_and_changes_nothing(trained: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pipelines.config import (
     value_at,
     with_values,
 )
+from pipelines.preflight import check_settings
 
 
 def refused(raw: dict[str, Any]) -> str:
@@ -228,7 +229,7 @@ def test_the_dump_is_the_whole_configuration() -> None:
 @pytest.mark.parametrize("file", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_configuration_is_valid_and_says_how_to_run_it(file: Path) -> None:
     config = load_config(file)
-    assert file.stem.partition("_")[0] == config.data.dataset and config.search
+    assert file.stem.startswith(config.data.dataset) and config.search
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
     ways = f"--dataset {file.stem}", f"--config tune_configs/{file.name}"
     assert any(f"python pipelines/sweep.py {way}" in line for line in head for way in ways)
@@ -248,3 +249,15 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
         load_config(tmp_path)
     (tmp_path / "empty.yaml").write_text("")
     assert load_config(tmp_path / "empty.yaml") == RunConfig()
+
+
+def test_a_certified_configuration_trains_one_model_too() -> None:
+    """Fixing what was searched leaves a configuration of one trial, whatever the algorithm was."""
+    for overrides in (["train.method=radius_loss", "train.shift=4"], []):
+        config = load_config(CONFIG_DIR / "avdigits_certified.yaml", overrides)
+        check_settings(config.without_search())
+        assert config.without_search().training_method().title == "radius loss"
+    fixed = load_config(CONFIG_DIR / "avdigits_certified.yaml", ["train.method=jt"])
+    assert len(fixed.start_points()) == 1  # without `shift` the points are one
+    with pytest.raises(BadInputError, match="unknown configuration field"):
+        load_config(CONFIG_DIR / "avdigits_certified.yaml", ["sweep.start_with.foo=1"])

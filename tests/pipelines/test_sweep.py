@@ -191,6 +191,11 @@ def test_what_trials_take_and_how_many_fit(small: Small) -> None:
         ({"train": {"noise": {"smell": 1.0}}}, "train.noise: the model has no 'smell'; it has video, audio"),
         ({"certify": {"certificates": ["lipschitz"]}}, "lipschitz needs encoders that are 1-Lipschitz"),
         ({"certify": {"certificates": ["smoothing"]}}, "certify.smoothing.sigmas: give one for video, audio, too"),
+        (
+            {"certify": {"certificates": ["lipschitz"]}, "train": {"method": "msefm"}},
+            "lipschitz cannot certify msefm, whose head mixes the modalities",
+        ),
+        ({"sweep": {"workers": 3}, "attack": {"samples": 2}}, "attack.samples (2) must not be below sweep.workers (3)"),
         ({"sweep": {"algorithm": "points"}, "search": {"train.lr": {"choice": [1]}}}, "list them in sweep.start_with"),
         ({"sweep": {"workers": 2}, "train": {"batch_size": 9}}, "train.batch_size (9)"),
         ({"sweep": {"workers": 2}, "search": {"train.batch_size": {"choice": [8, 9]}}}, "train.batch_size (9)"),
