@@ -20,11 +20,16 @@ def setup_of(config: dict[str, Any]) -> dict[str, str]:
         f"{train['weight_decay']:g}",
         str(model["features"]),
         _by_modality(model["encoders"]),
-        ", ".join(_said(name, value) for name, value in augment.items() if value) or "none",
+        ", ".join(_said(name, value) for name, value in _effective(augment).items()) or "none",
         _by_modality(train["noise"]) or "none",
         ", ".join(config["certify"]["certificates"]),
     )
     return dict(zip(COLUMNS, texts, strict=True))
+
+
+def _effective(augment: dict[str, Any]) -> dict[str, Any]:
+    """What of the augmentation is on; `ratio` belongs to `scale`."""
+    return {name: value for name, value in augment.items() if value and (name != "ratio" or augment.get("scale"))}
 
 
 def _by_modality(values: dict[str, Any]) -> str:
@@ -119,7 +124,7 @@ def advantage(study: Study, phase: str, other: str) -> str:
     mine, theirs = (card["config"] for card in cards if card is not None)
     epochs, fewer = mine["train"]["epochs"], theirs["train"]["epochs"]
     words = [f"trained longer, {epochs} epochs against {fewer}"] if epochs > fewer else []
-    augmented = [any(config["data"]["augment"].values()) for config in (mine, theirs)]
-    if augmented[0] and mine["data"]["augment"] != theirs["data"]["augment"]:
+    augmented = [_effective(config["data"]["augment"]) for config in (mine, theirs)]
+    if augmented[0] and augmented[0] != augmented[1]:
         words.append("with other augmentation" if augmented[1] else "with augmentation")
     return ", ".join(words)
