@@ -35,8 +35,8 @@ TEST_CLIPS = 597
 TRIALS = 4
 """Of the search, for every method."""
 
-RATES = (0.01, 0.02, 0.05, 0.1)
-TWO_RATES = (0.02, 0.05)
+RATES = (0.02, 0.05, 0.1, 0.2)
+TWO_RATES = (0.05, 0.1)
 LIPSCHITZ_RATES = (0.002, 0.005, 0.01, 0.02)
 TWO_LIPSCHITZ_RATES = (0.005, 0.01)
 
