@@ -151,13 +151,15 @@ def _is_short(seconds: float, declared: float) -> bool:
 
 def open_container(path: Path, sample_rate: int, seconds: float, deadline: float) -> Container:
     """Read the container's header and the first `seconds` of its sound as mono float32, in one ffmpeg process."""
-    import ffmpeg
-
-    # The prefix `file:` makes the name a name: it can be neither an option nor another protocol.
-    source = ffmpeg.input(f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=_FORMATS)
-    sound = source.output("pipe:1", map="0:a:0?", format="f32le", ac=1, ar=sample_rate, t=seconds, threads=1)
-    command = sound.global_args("-nostdin", "-hide_banner").compile(cmd=_ffmpeg())
-    samples, log = run_limited(command, deadline)
+    sound: dict[str, str | float] = {
+        "map": "0:a:0?",
+        "format": "f32le",
+        "ac": 1,
+        "ar": sample_rate,
+        "t": seconds,
+        "threads": 1,
+    }
+    samples, log = _run_ffmpeg(path, "pipe:1", deadline, sound)
     text = log.decode(errors="replace").replace(f"file:{path}", "")  # a name may look like ffmpeg's own lines
     header = text.partition("\nStream mapping:")[0].partition("\nOutput #0")[0]
     message = " ".join(text.strip().rpartition("\n")[2].split())[:200]
@@ -198,16 +200,22 @@ def seekable(path: Path, container: Container, deadline: float) -> Iterator[Path
     if container.kind not in _WITHOUT_INDEX:
         yield path
         return
-    import ffmpeg
-
     with tempfile.TemporaryDirectory(prefix="crmt-") as folder:
         copy = Path(folder) / "clip.mkv"
-        source = ffmpeg.input(
-            f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=_FORMATS, fflags="+genpts"
-        )
-        packets = source.output(f"file:{copy}", map="0:v:0", c="copy")
-        run_limited(packets.global_args("-nostdin", "-hide_banner").compile(cmd=_ffmpeg()), deadline)
+        _run_ffmpeg(path, f"file:{copy}", deadline, {"map": "0:v:0", "c": "copy"}, fflags="+genpts")
         yield copy
+
+
+def _run_ffmpeg(
+    path: Path, target: str, deadline: float, output: dict[str, str | float], **reading: str
+) -> tuple[bytes, bytes]:
+    """What ffmpeg writes to stdout and stderr when it turns the clip into `target`."""
+    import ffmpeg
+
+    # The prefix `file:` makes the name a name: it can be neither an option nor another protocol.
+    source = ffmpeg.input(f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=_FORMATS, **reading)
+    made = source.output(target, **output).global_args("-nostdin", "-hide_banner")
+    return run_limited(made.compile(cmd=_ffmpeg()), deadline)
 
 
 def run_limited(command: list[str], deadline: float) -> tuple[bytes, bytes]:
@@ -247,11 +255,7 @@ def _start(stream: str) -> float:
 
 def _sound_end(path: Path, deadline: float) -> float:
     """Seconds at which the last packet of the sound ends, without decoding it."""
-    import ffmpeg
-
-    source = ffmpeg.input(f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=_FORMATS)
-    packets = source.output("pipe:1", map="0:a:0", c="copy", f="null")
-    _, log = run_limited(packets.global_args("-nostdin", "-hide_banner").compile(cmd=_ffmpeg()), deadline)
+    _, log = _run_ffmpeg(path, "pipe:1", deadline, {"map": "0:a:0", "c": "copy", "f": "null"})
     return _progress(log)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crmt.model import MultiModalModel
-from tests.crmt.tiny import linear_model
+from crmt.fit import FitSettings, fit
+from crmt.methods import create
+from crmt.modality import Batch
+from crmt.model import MultiModalModel, build_model
+from tests.crmt.tiny import learnable, linear_model, spec
 
 torch.set_num_threads(1)
 
@@ -27,3 +30,14 @@ def modalities(request: pytest.FixtureRequest) -> int:
 def linear(head: str, modalities: int) -> MultiModalModel:
     """A float64 model with linear encoders, for each head and number of modalities."""
     return linear_model(head, modalities)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[MultiModalModel, Batch]:
+    """A quickly trained model and clips of its own kind."""
+    model = build_model(spec(classes=4))
+    epochs = learnable(model, batches=6)
+    list(fit(model, create("crmt_jt"), epochs, FitSettings(epochs=4, lr=0.05)))
+    parts = list(epochs(99))
+    inputs = {m: torch.cat([b.inputs[m] for b in parts])[:24] for m in model.modalities}
+    return model, Batch(inputs, torch.cat([b.labels for b in parts])[:24])

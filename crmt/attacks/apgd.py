@@ -9,7 +9,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, columns
+from crmt.attacks.balls import Ball, chosen
 from crmt.attacks.losses import check_loss, likely_targets
 from crmt.attacks.search import AttackResult, Search, check_counts
 from crmt.errors import BadInputError
@@ -94,12 +94,12 @@ class _State:
     targets: Tensor | None
 
     def select(self, kept: Tensor) -> _State:
-        def chosen(value: Inputs | Tensor | None) -> Inputs | Tensor | None:
+        def rows_of(value: Inputs | Tensor | None) -> Inputs | Tensor | None:
             if isinstance(value, dict):
                 return {m: v[kept] for m, v in value.items()}
             return None if value is None else value[kept]
 
-        return _State(**{name: chosen(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
+        return _State(**{name: rows_of(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
 
 
 def _run(search: Search, deltas: Inputs, loss: str, steps: int, targets: Tensor | None) -> None:
@@ -130,8 +130,7 @@ def _run(search: Search, deltas: Inputs, loss: str, steps: int, targets: Tensor 
 
 def _move(search: Search, s: _State, momentum: float) -> None:
     """The paper's z and x^(k+1)."""
-    direction, epsilons = search.ball.steepest(s.gradients), search.ball.epsilons(s.deltas)
-    there = search.project({m: d + columns(s.size, d) * epsilons[m] * direction[m] for m, d in s.deltas.items()})
+    there = search.project(search.ball.stepped(s.deltas, s.gradients, s.size))
     if momentum < 1:
         there = search.project(
             {m: d + momentum * (there[m] - d) + (1 - momentum) * (d - s.before[m]) for m, d in s.deltas.items()}
@@ -141,8 +140,8 @@ def _move(search: Search, s: _State, momentum: float) -> None:
 
 def _keep_best(s: _State) -> None:
     better = s.loss > s.best_loss
-    s.best = _where(better, s.deltas, s.best)
-    s.best_gradients = _where(better, s.gradients, s.best_gradients)
+    s.best = chosen(better, s.deltas, s.best)
+    s.best_gradients = chosen(better, s.gradients, s.best_gradients)
     s.best_loss = torch.where(better, s.loss, s.best_loss)
 
 
@@ -152,12 +151,8 @@ def _rethink(s: _State, steps: int) -> None:
     stuck = ~s.halved & (s.best_loss <= s.checked_loss)
     halve = few | stuck
     s.size = torch.where(halve, s.size / 2, s.size)
-    s.deltas = _where(halve, s.best, s.deltas)
-    s.before = _where(halve, s.best, s.before)
-    s.gradients = _where(halve, s.best_gradients, s.gradients)
+    s.deltas = chosen(halve, s.best, s.deltas)
+    s.before = chosen(halve, s.best, s.before)
+    s.gradients = chosen(halve, s.best_gradients, s.gradients)
     s.loss = torch.where(halve, s.best_loss, s.loss)
     s.halved, s.checked_loss, s.rises = halve, s.best_loss, torch.zeros_like(s.rises)
-
-
-def _where(chosen: Tensor, these: Inputs, those: Inputs) -> Inputs:
-    return {m: torch.where(columns(chosen, v), v, those[m]) for m, v in these.items()}

@@ -119,11 +119,7 @@ class Ball:
             length = _joint_norm([deltas[m] for m in g.modalities])
             shrink = torch.where(length > epsilon, epsilon / length.clamp_min(1e-38), torch.ones_like(length))
             result |= {m: deltas[m] * columns(shrink, deltas[m]) for m in g.modalities}
-        for m, delta in result.items():
-            box = modalities[m].box
-            if box is not None:
-                result[m] = within(box, around[m], delta)
-        return result
+        return clamped(result, around, modalities)
 
     def steepest(self, gradients: Inputs) -> Inputs:
         """The direction of steepest ascent with length 1 in each group.
@@ -142,6 +138,12 @@ class Ball:
             length = torch.where(length > 0, length, torch.ones_like(length))
             result |= {m: v / columns(length, v) for m, v in scaled.items()}
         return result
+
+    def stepped(self, deltas: Inputs, gradients: Inputs, size: float | Tensor) -> Inputs:
+        """δ and one step along the steepest direction, `size` (one, or `(B,)`) times the budgets long."""
+        direction, epsilons = self.steepest(gradients), self.epsilons(deltas)
+        sizes = {m: columns(size, d) if isinstance(size, Tensor) else size for m, d in deltas.items()}
+        return {m: d + sizes[m] * epsilons[m] * direction[m] for m, d in deltas.items()}
 
     def epsilons(self, like: Inputs) -> Inputs:
         """ε of each attacked modality, shaped to multiply a batch of it."""
@@ -164,10 +166,20 @@ class Ball:
         return result
 
 
-def within(box: tuple[float, float], x: Tensor, delta: Tensor) -> Tensor:
+def clamped(deltas: Inputs, around: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Inputs:
     """δ clamped so that x + δ is in the box, or no further out than x is, which rounding may leave just outside."""
-    low, high = box
-    return torch.maximum(torch.minimum(x + delta, x.clamp_min(high)), x.clamp_max(low)) - x
+    result = dict(deltas)
+    for m, delta in deltas.items():
+        box, x = modalities[m].box, around[m]
+        if box is not None:
+            low, high = box
+            result[m] = torch.maximum(torch.minimum(x + delta, x.clamp_min(high)), x.clamp_max(low)) - x
+    return result
+
+
+def chosen(these: Tensor, first: Inputs, second: Inputs) -> Inputs:
+    """Sample by sample, `first` where `these`, `(B,)`, holds, else `second`."""
+    return {m: torch.where(columns(these, v), v, second[m]) for m, v in first.items()}
 
 
 def _check_budget(epsilon: Budget) -> None:

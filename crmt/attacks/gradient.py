@@ -75,6 +75,5 @@ def _run(search: Search, deltas: Inputs, loss: str, steps: int, size: float, dro
             if not len(kept):
                 return
             deltas, gradients = ({m: v[kept] for m, v in d.items()} for d in (deltas, gradients))
-        direction, epsilons = search.ball.steepest(gradients), search.ball.epsilons(deltas)
-        deltas = search.project({m: d + size * epsilons[m] * direction[m] for m, d in deltas.items()})
+        deltas = search.project(search.ball.stepped(deltas, gradients, size))
     search.evaluate(deltas)

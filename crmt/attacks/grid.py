@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crmt.attacks.balls import Ball, Group
 from crmt.attacks.minimal import minimal_norm
-from crmt.attacks.registry import ATTACKS, AttackSettings, Call, then
+from crmt.attacks.registry import ATTACKS, AttackSettings, Call, in_turn
 from crmt.attacks.search import AttackResult
 from crmt.modality import Batch, Inputs
 from crmt.model import MultiModalModel
@@ -53,13 +53,7 @@ class GridRun:
             if len(rows):
                 broken[rows] |= self._nearest(rows)
 
-        def chain(call: Call) -> AttackResult:
-            found = ATTACKS[rest[0]](call)
-            for name in rest[1:]:
-                found = then(call, found, ATTACKS[name])
-            return found
-
-        return self._search(chain if rest else None, broken)
+        return self._search((lambda call: in_turn(call, rest)) if rest else None, broken)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, columns, within
+from crmt.attacks.balls import Ball, chosen, clamped, columns
 from crmt.attacks.losses import likely_targets
 from crmt.attacks.search import Search, check_counts
 from crmt.modality import Inputs
@@ -125,7 +125,7 @@ def _linearised(search: Search) -> tuple[Tensor, Tensor, Inputs]:
         distance = _distance(search.ball, gradients, -value)
         nearer = distance < least
         moved = _moved(search, zero, gradients, distance)
-        step = {m: torch.where(columns(nearer, d), moved[m], d) for m, d in step.items()}
+        step = chosen(nearer, moved, step)
         least = torch.where(nearer, distance, least)
         distances.append(distance)
     order = torch.stack(distances, 1).argsort(1) if distances else targets
@@ -142,8 +142,7 @@ def _distance(ball: Ball, gradients: Inputs, margin: Tensor) -> Tensor:
 def _moved(search: Search, deltas: Inputs, gradients: Inputs, length: Tensor) -> Inputs:
     """δ and a step of `length` times the ball along the steepest direction, clamped to the box."""
     length = torch.where(length.isfinite(), length, torch.zeros_like(length))
-    direction, epsilons = search.ball.steepest(gradients), search.ball.epsilons(deltas)
-    moved = {m: d + columns(length, d) * epsilons[m] * direction[m] for m, d in deltas.items()}
+    moved = search.ball.stepped(deltas, gradients, length)
     return _project(search, moved, search.ball.gauge(moved))
 
 
@@ -151,11 +150,8 @@ def _project(search: Search, deltas: Inputs, factor: Tensor) -> Inputs:
     """Onto the box, then onto so many times the ball: δ only shrinks towards 0, so it stays in the box, and no budget
     is spent on what the box cuts off."""
     finite = torch.where(factor.isfinite(), factor, torch.zeros_like(factor))
-    clamped = dict(deltas)
-    for m, d in deltas.items():
-        box = search.model.modalities[m].box
-        clamped[m] = d if box is None else within(box, search.inputs[m], d)
-    return search.ball.scaled(finite).project(clamped, search.attacked, search.model.modalities)
+    boxed = clamped(deltas, search.inputs, search.model.modalities)
+    return search.ball.scaled(finite).project(boxed, search.attacked, search.model.modalities)
 
 
 def _free(search: Search, deltas: Inputs, gradients: Inputs) -> Inputs:
@@ -184,7 +180,5 @@ def _run(search: Search, best: _Nearest, deltas: Inputs, steps: int, target: Ten
         size = torch.where(inside, torch.minimum(size, least) * (1 - shrink), torch.minimum(outward, least))
         size = torch.where(size.isfinite(), size, search.ball.gauge(deltas))
         reach = 0.01 + 0.99 * anneal
-        direction, epsilons = search.ball.steepest(gradients), search.ball.epsilons(deltas)
-        moved = {m: d + columns(reach * size, d) * epsilons[m] * direction[m] for m, d in deltas.items()}
-        deltas = _project(search, moved, size)
+        deltas = _project(search, search.ball.stepped(deltas, gradients, reach * size), size)
     best.offer(deltas, search.evaluate(deltas))

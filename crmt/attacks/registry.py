@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -140,9 +141,14 @@ def _noise(call: Call) -> AttackResult:
 
 
 def _auto(call: Call) -> AttackResult:
-    found = PARTS["fgm"](call)
-    for name in list(PARTS)[1:]:
-        found = then(call, found, PARTS[name])
+    return in_turn(call, tuple(PARTS))
+
+
+def in_turn(call: Call, names: Sequence[str]) -> AttackResult:
+    """These attacks, each on what the ones before it left standing."""
+    found = ATTACKS[names[0]](call)
+    for name in names[1:]:
+        found = then(call, found, ATTACKS[name])
     return found
 
 
@@ -155,8 +161,8 @@ def then(call: Call, found: AttackResult, attack: Callable[[Call], AttackResult]
     if not len(rows):
         return found
     more = attack(call.on(rows))
-    better = rows[more.margin < found.margin[rows]]
     chosen = more.margin < found.margin[rows]
+    better = rows[chosen]
     inputs = {m: x.clone() for m, x in found.inputs.items()}
     margin = found.margin.clone()
     for m in call.ball.attacked:
@@ -211,19 +217,9 @@ def attack(
     return ATTACKS[name](Call(model, inputs, labels, ball, settings or AttackSettings(), start, generator))
 
 
-def auto(
-    model: MultiModalModel,
-    inputs: Mapping[str, Tensor],
-    labels: Tensor,
-    ball: Ball,
-    *,
-    settings: AttackSettings | None = None,
-    start: Mapping[str, Tensor] | None = None,
-    generator: torch.Generator | None = None,
-) -> AttackResult:
-    """The strongest attack: FGM, PGD, minimal-norm, APGD-CE, APGD-DLR with targets, Square, each on what stands.
+auto = partial(attack, "auto")
+"""The strongest attack: FGM, PGD, minimal-norm, APGD-CE, APGD-DLR with targets, Square, each on what stands.
 
-    Every part starts where it would alone, so no part that draws nothing at random breaks more by itself. Arguments and
-    errors as `attack`.
-    """
-    return attack("auto", model, inputs, labels, ball, settings=settings, start=start, generator=generator)
+Every part starts where it would alone, so no part that draws nothing at random breaks more by itself. Arguments and
+errors as `attack`.
+"""

@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, Group, columns
+from crmt.attacks.balls import Ball, Group, chosen, columns
 from crmt.attacks.search import AttackResult, Search, check_counts
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, evaluating
@@ -64,7 +64,7 @@ def square(
             tried = search.project(_changed(search, best, share, draw))
             reached = search.evaluate(tried)
             better = reached < margin
-            best = {m: torch.where(columns(better, d), tried[m], d) for m, d in best.items()}
+            best = chosen(better, tried, best)
             margin = torch.where(better, reached, margin)
     return search.result()
 
@@ -118,8 +118,7 @@ def _first(search: Search, start: Mapping[str, Tensor] | None, draw: _Draw) -> t
     given = search.start(start)
     reached = search.evaluate(given)
     better = reached < torch.minimum(margin, clean)
-    best = {m: torch.where(columns(better, d), given[m], d) for m, d in tiles.items()}
-    return best, torch.where(better, reached, margin)
+    return chosen(better, given, tiles), torch.where(better, reached, margin)
 
 
 def _changed(search: Search, deltas: Inputs, share: float, draw: _Draw) -> Inputs:

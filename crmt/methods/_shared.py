@@ -84,7 +84,6 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
     clean = {m: inputs[m].detach() for m in model.modalities}
     attacked = {m: clean[m] for m in ball.attacked}
     deltas = {m: torch.zeros_like(x) for m, x in attacked.items()}
-    epsilons = ball.epsilons(attacked)
     with evaluating(model):
         for _ in range(steps):
             leaves = {m: d.requires_grad_() for m, d in deltas.items()}
@@ -95,8 +94,8 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
             if not loss.requires_grad:  # one class, or encoders that ignore what is attacked
                 break
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-            direction = ball.steepest(dict(zip(leaves, gradients, strict=True)))
-            moved = {m: d.detach() + 2.5 / steps * epsilons[m] * direction[m] for m, d in leaves.items()}
+            here = {m: d.detach() for m, d in leaves.items()}
+            moved = ball.stepped(here, dict(zip(leaves, gradients, strict=True)), 2.5 / steps)
             deltas = ball.project(moved, attacked, model.modalities)
     return clean | {m: clean[m] + d.detach() for m, d in deltas.items()}
 

@@ -19,20 +19,13 @@ from crmt.lipschitz import gradient_constants
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel
 from tests.crmt.tiny import (
+    estimate,
     in_batches,
     linear_model,
     mostly_right,
     random_inputs,
     trainable,
 )
-
-
-def estimate(model: MultiModalModel, inputs: Inputs, labels: Tensor, runner_up_only: bool = False) -> Radii:
-    """The whole chain: τ̂ from the inputs themselves, scores, radii."""
-    constants = gradient_constants(model, in_batches(inputs, labels, 16))
-    with torch.no_grad():
-        scores = model(inputs).scores
-    return estimated_radii(model.head, scores, labels, constants, runner_up_only=runner_up_only)
 
 
 def unboxed_linear(modalities: int) -> MultiModalModel:

@@ -6,30 +6,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from crmt.certificates.estimate import estimated_radii, pair_constants
 from crmt.certificates.radius import Radii, pairwise_radii, radii
 from crmt.errors import BadInputError
 from crmt.lipschitz import gradient_constants
-from crmt.modality import Inputs
 from crmt.model import MultiModalModel
 from tests.crmt.tiny import (
     effective_weights,
+    estimate,
     exact_distances,
     in_batches,
     linear_model,
     mostly_right,
     random_inputs,
 )
-
-
-def estimate(model: MultiModalModel, inputs: Inputs, labels: Tensor, runner_up_only: bool = False) -> Radii:
-    """The whole chain: τ̂ from the inputs themselves, scores, radii."""
-    constants = gradient_constants(model, in_batches(inputs, labels, 16))
-    with torch.no_grad():
-        scores = model(inputs).scores
-    return estimated_radii(model.head, scores, labels, constants, runner_up_only=runner_up_only)
 
 
 @settings(max_examples=40, deadline=None)

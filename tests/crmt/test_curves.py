@@ -11,23 +11,16 @@ import torch
 from crmt.attacks import Ball, fgm, pgd
 from crmt.curves import AttackPlan, attack_curves
 from crmt.errors import BadInputError
-from crmt.fit import Batch, FitSettings, fit
-from crmt.methods import create
-from crmt.model import MultiModalModel, build_model
-from tests.crmt.tiny import exact_distances, in_batches, learnable, linear_model, mostly_right, random_inputs, spec
-
-PLAN = AttackPlan(epsilons=(2.4, 0.2, 0.6, 1.2), steps=5)
-
-
-@pytest.fixture(scope="module")
-def trained() -> tuple[MultiModalModel, Batch]:
-    """A quickly trained model and clips of its own kind."""
-    model = build_model(spec(classes=4))
-    epochs = learnable(model, batches=6)
-    list(fit(model, create("crmt_jt"), epochs, FitSettings(epochs=4, lr=0.05)))
-    parts = list(epochs(99))
-    inputs = {m: torch.cat([b.inputs[m] for b in parts])[:24] for m in model.modalities}
-    return model, Batch(inputs, torch.cat([b.labels for b in parts])[:24])
+from crmt.fit import Batch
+from crmt.model import MultiModalModel
+from tests.crmt.tiny import (
+    PLAN,
+    exact_distances,
+    in_batches,
+    linear_model,
+    mostly_right,
+    random_inputs,
+)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

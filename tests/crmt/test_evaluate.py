@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from crmt.certificates.estimate import estimated_radii
-from crmt.curves import AttackPlan, attack_curves, audit_batches
+from crmt.curves import attack_curves, audit_batches
 from crmt.errors import BadInputError
 from crmt.evaluate import Predictions, predict
 from crmt.fit import Batch, FitSettings, fit
@@ -17,20 +17,7 @@ from crmt.integration import optimise_integration
 from crmt.lipschitz import gradient_constants
 from crmt.methods import create
 from crmt.model import MultiModalModel, build_model
-from tests.crmt.tiny import in_batches, learnable, linear_model, mostly_right, random_inputs, spec
-
-PLAN = AttackPlan(epsilons=(2.4, 0.2, 0.6, 1.2), steps=5)
-
-
-@pytest.fixture(scope="module")
-def trained() -> tuple[MultiModalModel, Batch]:
-    """A quickly trained model and clips of its own kind."""
-    model = build_model(spec(classes=4))
-    epochs = learnable(model, batches=6)
-    list(fit(model, create("crmt_jt"), epochs, FitSettings(epochs=4, lr=0.05)))
-    parts = list(epochs(99))
-    inputs = {m: torch.cat([b.inputs[m] for b in parts])[:24] for m in model.modalities}
-    return model, Batch(inputs, torch.cat([b.labels for b in parts])[:24])
+from tests.crmt.tiny import PLAN, in_batches, learnable, linear_model, mostly_right, random_inputs, spec
 
 
 def test_predictions_are_the_models_in_the_order_given(trained: tuple[MultiModalModel, Batch]) -> None:

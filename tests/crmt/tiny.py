@@ -9,7 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from crmt.certificates.estimate import estimated_radii
+from crmt.certificates.radius import Radii
+from crmt.curves import AttackPlan
 from crmt.heads import HEADS, OrthogonalHead
+from crmt.lipschitz import gradient_constants
 from crmt.methods.base import Method, Step
 from crmt.modality import Batch, Inputs, Modality
 from crmt.model import ModelSpec, MultiModalModel, build_model
@@ -37,6 +41,9 @@ SOUND = replace(AUDIO, shape=(1, 8, 8))
 MOTION = replace(FLOW, shape=(1, 2, 8, 8))
 TRAINABLE = (SOUND, IMAGE, MOTION)
 """For `small_resnet`."""
+
+
+PLAN = AttackPlan(epsilons=(2.4, 0.2, 0.6, 1.2), steps=5)
 
 
 class LinearEncoder(nn.Module):
@@ -183,3 +190,11 @@ def one_step(model: MultiModalModel, batch: Batch, method: Method) -> Step:
         epoch=1,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def estimate(model: MultiModalModel, inputs: Inputs, labels: Tensor, runner_up_only: bool = False) -> Radii:
+    """The whole chain: τ̂ from the inputs themselves, scores, radii."""
+    constants = gradient_constants(model, in_batches(inputs, labels, 16))
+    with torch.no_grad():
+        scores = model(inputs).scores
+    return estimated_radii(model.head, scores, labels, constants, runner_up_only=runner_up_only)
