@@ -1,13 +1,14 @@
 """The study: all training methods on avdigits, each searched alike, three seeds, by the project's sweep.
 
-python benchmarks/study.py                    run everything: 2 to 3 hours on 2 cores
+python benchmarks/study.py                    run everything: 2 hours and a half on 2 cores
 python benchmarks/study.py --dry-run          the plan with an estimate of the time
 python benchmarks/study.py --resume DIR       go on after Ctrl-C, a crash or a reboot; failed trials stay failed
 python benchmarks/study.py report DIR         print answers and tables of any study folder, also of an unfinished one
 
-A study folder holds one run folder a phase (search, final, lipschitz_search, lipschitz, smoothing, rho, curves). At its
-end the report goes to benchmarks/results/study.md, its pictures and CSV files to benchmarks/results/study/. The report
-of a study with fewer methods, seeds, phases, epochs or clips goes to report/ in its folder, unless --results is given.
+A study folder holds one run folder a phase (search, search_wider, final, lipschitz_search, lipschitz_search_wider,
+lipschitz, smoothing, rho, curves). At its end the report goes to benchmarks/results/study.md, its pictures and CSV
+files to benchmarks/results/study/. The report of a study with fewer methods, seeds, phases, epochs or clips goes to
+report/ in its folder, unless --results is given.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from study_plan import (
     Options,
     Phase,
     Point,
+    Tried,
     choice,
     configuration,
     cores,
@@ -36,6 +38,7 @@ from study_plan import (
     points_in,
     points_of,
     search_points,
+    searched,
     seconds_a_trial,
     study_methods,
 )
@@ -53,17 +56,18 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def run(options: Options, folder: Path, results: Path) -> int:
     """Run what is left of a study, then report; returns the exit code."""
-    chosen: dict[str, dict[str, Point]] = {}
+    tried: dict[str, list[Tried]] = {}
     phases = phases_of(options)
     for place, phase in enumerate(phases, 1):
         where = folder / phase.name
         print(f"\n=== {phase.name} ({place} of {len(phases)}): {phase.question}", flush=True)
-        code = run_phase(phase, options, where, chosen.get(phase.needs or "", {}))
+        code = run_phase(phase, options, where, choice(tried.get(phase.needs or "", [])))
         if code:
             print(f"the study goes on with: python benchmarks/study.py --resume {folder}", file=sys.stderr)
             return code
-        if phase.needs is None:
-            chosen[phase.name] = choice(ResultsStore(where / "results"), points_in(read_card(where)[1]))
+        if phase.search:
+            found = searched(ResultsStore(where / "results"), points_in(read_card(where)[1]))
+            tried[phase.search] = tried.get(phase.search, []) + found
     print("\n" + build(read_study(folder), results))
     print(f"written: {results / 'study.md'}")
     return 0
@@ -107,8 +111,8 @@ def plan_text(options: Options) -> str:
         each = {method: seconds_a_trial(phase, method, options) for method in chosen}
         seconds = sum(each[point["train.method"]] for point in points) / cores()
         total += seconds
-        lines.append(f"{phase.name:<17}{len(points):>4} trials {seconds / 60:>5.0f} min  {phase.question}")
-    lines.append(f"{'in all':<17}{'':>11} {total / 60:>5.0f} min  on {cores()} cores, one trial on each")
+        lines.append(f"{phase.name:<23}{len(points):>4} trials {seconds / 60:>5.0f} min  {phase.question}")
+    lines.append(f"{'in all':<23}{'':>11} {total / 60:>5.0f} min  on {cores()} cores, one trial on each")
     return "\n".join(lines)
 
 

@@ -121,10 +121,10 @@ def read_study(folder: Path) -> Study:
     for phase in phases_of(options):
         run = _read_phase(folder / phase.name, phase, options, chosen)
         runs[phase.name] = run
-        if phase.needs is None and run.store is not None:
-            chosen[phase.name] = choice(run.store, run.planned)
-            tried[phase.name] = searched(run.store, run.planned)
-    measured = [r for r in runs.values() if r.phase.needs and r.store is not None and len(r.trials)]
+        if phase.search and run.store is not None:
+            tried[phase.search] = tried.get(phase.search, []) + searched(run.store, run.planned)
+            chosen[phase.search] = choice(tried[phase.search])
+    measured = [r for r in runs.values() if not r.phase.search and r.store is not None and len(r.trials)]
     radii = [r for r in map(_radii, measured) if len(r)]
     all_radii = pd.concat(radii, ignore_index=True) if radii else _empty(_RADII)
     parts = [p for p in (_certified(all_radii), *map(_numbers, runs.values())) if len(p)]
@@ -183,7 +183,7 @@ def _numbers(run: PhaseRun) -> pd.DataFrame:
         for t in run.trials.itertuples()
     ]
     rows = pd.DataFrame(seconds)
-    if run.phase.needs:
+    if not run.phase.search:
         parts = [_metrics(run.store.read("metrics")), _curves(run.store.read("curves")), rows]
         rows = pd.concat([p for p in parts if len(p)], ignore_index=True)
     return _tagged(rows, run)

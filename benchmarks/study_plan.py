@@ -34,6 +34,8 @@ QUERIES = 100
 TEST_CLIPS = 597
 TRIALS = 4
 """Of the search, for every method."""
+WIDER_TRIALS = 2
+"""Of the wider search, for every method: beyond the edge of its learning rates where the best one lies there."""
 
 RATES = (0.02, 0.05, 0.1, 0.2)
 TWO_RATES = (0.05, 0.1)
@@ -132,7 +134,9 @@ class Phase:
     methods: tuple[str, ...]
     """Which methods take part, of those that the study is asked for; empty: all of them."""
     needs: str | None
-    """The search whose choice it uses; None: it is a search."""
+    """The search whose choice it uses."""
+    search: str | None
+    """The search that its trials belong to; None: its models are measured."""
     values: dict[str, Any]
     """Configuration fields, on top of avdigits' own."""
 
@@ -161,15 +165,19 @@ _LIPSCHITZ = {
 }
 """For all methods of the Lipschitz phases alike, and not the other phases' budget: `study_setup` says so in the report
 from the run cards."""
+_LIPSCHITZ_SEARCH = _SEARCH | _LIPSCHITZ | {"certify.certificates": ["lipschitz"]}
+"""The certificate decides what step 2 maximises: the choice is made on the pipeline that is measured."""
 LIPSCHITZ_EPOCHS = 1.6
 """Times as many as the other phases have."""
 PHASES = (
-    Phase("search", "hyperparameters, on the validation split", (), None, _SEARCH),
+    Phase("search", "hyperparameters, on the validation split", (), None, "search", _SEARCH),
+    Phase("search_wider", "two more learning rates around or beyond the best one", (), "search", "search", _SEARCH),
     Phase(
         "final",
         "every method with the values chosen",
         (),
         "search",
+        None,
         {
             "attack.names": ["fgm", "pgd", "auto"],
             "attack.epsilons": [0.5, 1.0],
@@ -181,14 +189,23 @@ PHASES = (
         "hyperparameters for 1-Lipschitz encoders",
         LIPSCHITZ_METHODS,
         None,
-        # the certificate decides what step 2 maximises: choose on the pipeline that is measured
-        _SEARCH | _LIPSCHITZ | {"certify.certificates": ["lipschitz"]},
+        "lipschitz_search",
+        _LIPSCHITZ_SEARCH,
+    ),
+    Phase(
+        "lipschitz_search_wider",
+        "two more learning rates for 1-Lipschitz encoders",
+        LIPSCHITZ_METHODS,
+        "lipschitz_search",
+        "lipschitz_search",
+        _LIPSCHITZ_SEARCH,
     ),
     Phase(
         "lipschitz",
         "1-Lipschitz encoders: certified radii",
         LIPSCHITZ_METHODS,
         "lipschitz_search",
+        None,
         _LIPSCHITZ
         | {
             "attack.names": ["pgd", "auto"],
@@ -202,6 +219,7 @@ PHASES = (
         "randomised smoothing: certified radii (99.9 %)",
         SMOOTHING_METHODS,
         "search",
+        None,
         {
             "train.noise": SIGMAS,
             "attack.names": ["pgd"],
@@ -215,13 +233,19 @@ PHASES = (
         },
     ),
     Phase(
-        "rho", "how strong the regulariser should be", ("crmt_jt",), "search", _PGD | {"attack.epsilons": [0.5, 1.0]}
+        "rho",
+        "how strong the regulariser should be",
+        ("crmt_jt",),
+        "search",
+        None,
+        _PGD | {"attack.epsilons": [0.5, 1.0]},
     ),
     Phase(
         "curves",
         "accuracy against the radius, and over pairs of budgets",
         CURVE_METHODS,
         "search",
+        None,
         _PGD | {"attack.product": {"video": list(PAIR_BUDGETS), "audio": list(PAIR_BUDGETS)}},
     ),
 )
@@ -267,16 +291,27 @@ def search_points(phase: Phase, method: str) -> list[Point]:
     return [{"train.method": method, "train.lr": lr, f"train.{name}": value} for lr in two for value in values]
 
 
+def wider_points(phase: Phase, best: Point) -> list[Point]:
+    """Two more learning rates for the best point of a search: beyond the edge of its grid where it lies there, so that
+    no method is judged by where its grid happened to end, else between its neighbours."""
+    grid = [point["train.lr"] for point in search_points(phase, best["train.method"])]
+    lr = best["train.lr"]
+    factors = (2.0, 4.0) if lr == max(grid) else (0.5, 0.25) if lr == min(grid) else (2**-0.5, 2**0.5)
+    return [{**best, "train.lr": float(f"{lr * factor:.3g}")} for factor in factors]
+
+
 def points_of(phase: Phase, options: Options, chosen: dict[str, Point]) -> list[Point]:
     """The points of a phase, each with the same fields; null where a method has no such field.
 
     Args:
-        chosen: method to the point that its search chose; not used by a search.
+        chosen: method to the point that its search chose; not used by a first search.
     """
     found: list[Point] = []
     for method in phase.of(options):
         if phase.needs is None:
             found += [{**point, "train.seed": options.seeds[0]} for point in search_points(phase, method)]
+        elif method in chosen and phase.search:
+            found += [{**point, "train.seed": options.seeds[0]} for point in wider_points(phase, chosen[method])]
         elif method in chosen:
             variants = [{"train.rho": rho} for rho in RHOS] if phase.name == "rho" else [{}]
             found += [{**chosen[method], **v, "train.seed": seed} for v in variants for seed in options.seeds]
@@ -366,10 +401,10 @@ def searched(store: ResultsStore, points: list[Point]) -> list[Tried]:
     return found
 
 
-def choice(store: ResultsStore, points: list[Point]) -> dict[str, Point]:
+def choice(found: Sequence[Tried]) -> dict[str, Point]:
     """Each method's best point on the validation split, without its seed; of equal ones the first."""
     best: dict[str, Tried] = {}
-    for tried in searched(store, points):
+    for tried in found:
         method = tried.point["train.method"]
         if tried.value is not None and (method not in best or tried.value > (best[method].value or 0.0)):
             best[method] = tried

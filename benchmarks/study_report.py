@@ -8,7 +8,7 @@ from typing import Any
 
 from study_data import FEWER, Study, title
 from study_figures import Picture, draw_all
-from study_plan import BY_NAME, TRIALS
+from study_plan import BY_NAME, TRIALS, WIDER_TRIALS
 from study_setup import apart, epochs_text, setup_table
 from study_tables import FOOTNOTE, all_tables, settings_text
 from study_words import BEYOND, answers, listed
@@ -97,8 +97,9 @@ def _how(study: Study) -> str:
 def _rules() -> str:
     return (
         "- Within a phase every method has the same number of epochs, optimiser, encoders and augmentation, and in a "
-        f"search the same number of trials, {TRIALS}: learning rates, or learning "
-        "rates times values of its own hyperparameter where it has one worth searching. The validation split alone "
+        f"search the same number of trials: {TRIALS} learning rates, or learning rates times values of its own "
+        f"hyperparameter where it has one worth searching, then {WIDER_TRIALS} more learning rates, beyond the edge of "
+        "its grid where its best one lies there, else between its neighbours. The validation split alone "
         "decides, by accuracy under PGD in the joint ball of ε .5, with one seed; ties go to the earlier point. The "
         "final models are trained anew with each seed.\n"
         "- Methods that train on adversarial inputs have the same grid of ε.\n"

@@ -276,7 +276,7 @@ _CERTIFIED = {
 
 def search_table(study: Study) -> Table:
     """Every point that was tried, and which was chosen."""
-    rows, raw = [], []
+    rows, raw, edge = [], [], []
     for search, tried in study.tried.items():
         for method in ordered_methods():
             mine = [t for t in tried if t.point["train.method"] == method]
@@ -293,11 +293,18 @@ def search_table(study: Study) -> Table:
             time = f"{sum(seconds) / len(seconds):.0f}" if seconds else NONE
             label = title(method) + (" (1-Lipschitz)" if search == "lipschitz_search" else "")
             rows.append([label, "; ".join(texts), time])
+            rates = [t.point["train.lr"] for t in mine]
+            if best is not None and best["train.lr"] in (min(rates), max(rates)):
+                edge.append(f"{label} at {best['train.lr']:g}")
     names = ["search", "method", "settings", "validation_robust_accuracy", "chosen", "seconds"]
     note = (
         "Accuracy in % under PGD in the joint ball of ε .5 on the VALIDATION split, one seed; bold: chosen. Seconds a "
         "trial: training and little else, two trials side by side, so what a method costs to train."
     )
+    if edge:
+        note += (
+            f" Chosen at the edge of the learning rates that were tried, so perhaps not the best: {', '.join(edge)}."
+        )
     columns = ["", "tried", "seconds"]
     return Table("search", "The search", note, columns, rows, pd.DataFrame(raw, columns=names))
 

@@ -25,11 +25,14 @@ from study_plan import (  # noqa: E402
     Options,
     Phase,
     Point,
+    Tried,
     choice,
     configuration,
     phases_of,
     points_of,
     search_points,
+    searched,
+    wider_points,
 )
 from study_report import build  # noqa: E402
 from study_tables import all_tables, contrast_table  # noqa: E402
@@ -95,7 +98,7 @@ def test_a_phase_tries_exactly_its_points(name: str) -> None:
     assert config.train.epochs == (32 if "lipschitz" in name else 20)
 
 
-@pytest.mark.parametrize("name", [p.name for p in phases_of(ALL) if p.needs])
+@pytest.mark.parametrize("name", [p.name for p in phases_of(ALL) if not p.search])
 def test_final_models_have_every_seed_and_the_chosen_values(name: str) -> None:
     phase = BY_NAME[name]
     chosen = first_chosen(phase, ALL)
@@ -207,14 +210,14 @@ def measured(phase: Phase, config: RunConfig, right: float) -> dict[str, list[di
 
 def make_study(folder: Path, options: Options, quality: Quality, phases: tuple[str, ...] = tuple(BY_NAME)) -> Path:
     options.write(folder)
-    chosen: dict[str, dict[str, Point]] = {}
+    tried: dict[str, list[Tried]] = {}
     for phase in phases_of(options):
         if phase.name not in phases:
             continue
-        points = points_of(phase, options, chosen.get(phase.needs or "", {}))
+        points = points_of(phase, options, choice(tried.get(phase.needs or "", [])))
         store = write_phase(folder, phase, points, options, quality)
-        if phase.needs is None:
-            chosen[phase.name] = choice(store, points)
+        if phase.search:
+            tried[phase.search] = tried.get(phase.search, []) + searched(store, points)
     return folder
 
 
@@ -255,7 +258,7 @@ def test_the_validation_split_alone_decides(tmp_path: Path, monkeypatch: pytest.
         return read(self, table, part)
 
     monkeypatch.setattr(ResultsStore, "read", watched)
-    assert choice(store, points)["jt"] == {"train.method": "jt", "train.lr": points[jt[1]]["train.lr"]}
+    assert choice(searched(store, points))["jt"] == {"train.method": "jt", "train.lr": points[jt[1]]["train.lr"]}
     assert set(tables) == {"trials"}
 
 
@@ -265,10 +268,46 @@ def test_a_trial_that_failed_is_not_chosen_and_one_judged_on_test_is_refused(tmp
     store = write_phase(tmp_path, BY_NAME["search"], points, options, lambda *_: 0.5)
     first = with_values(configuration(BY_NAME["search"], options, points).without_search(), points[0])
     store.write("trials", "t_00000", [trial_row(first, "t_00000", 0.9, "failed")])
-    assert choice(store, points)["jt"]["train.lr"] == points[1]["train.lr"]
+    assert choice(searched(store, points))["jt"]["train.lr"] == points[1]["train.lr"]
     store.write("trials", "t_00000", [trial_row(first, "t_00000", 0.9) | {"selected_by": "test_accuracy"}])
     with pytest.raises(CRMTError, match="not on the validation split"):
-        choice(store, points)
+        searched(store, points)
+
+
+@pytest.mark.parametrize(("best", "further"), [(0.2, (0.4, 0.8)), (0.02, (0.01, 0.005)), (0.05, (0.0354, 0.0707))])
+def test_the_wider_search_goes_beyond_the_edge(best: float, further: tuple[float, ...], tmp_path: Path) -> None:
+    options = Options(("jt",), phases=("search", "search_wider"))
+
+    def quality(method: str, seed: int) -> float:
+        return 0.5
+
+    first, wider = phases_of(options)
+    points = planned(first, options)
+    store = write_phase(tmp_path, first, points, options, quality)
+    place = next(i for i, p in enumerate(points) if p["train.lr"] == best)
+    config = configuration(first, options, points).without_search()
+    store.write("trials", f"t_{place:05d}", [trial_row(with_values(config, points[place]), f"t_{place:05d}", 0.9)])
+    chosen = choice(searched(store, points))
+    more = points_of(wider, options, chosen)
+    assert tuple(p["train.lr"] for p in more) == further and {p["train.seed"] for p in more} == {0}
+    write_phase(tmp_path, wider, more, options, quality)
+    options.write(tmp_path)
+    study = read_study(tmp_path)
+    assert len(study.tried["search"]) == 6 and study.chosen["search"]["jt"]["train.lr"] == best
+
+    folder = ResultsStore(tmp_path / wider.name / "results")
+    last = configuration(wider, options, more).without_search()
+    folder.write("trials", "t_00001", [trial_row(with_values(last, more[1]), "t_00001", 0.95)])
+    study = read_study(tmp_path)
+    assert study.chosen["search"]["jt"]["train.lr"] == further[1]
+    note = next(t for t in all_tables(study) if t.name == "search").note
+    assert ("edge" in note) == (best != 0.05)
+
+
+def test_the_wider_search_keeps_what_else_was_chosen() -> None:
+    phase = BY_NAME["search_wider"]
+    best = {"train.method": "crmt_jt", "train.lr": 0.05, "train.rho": 5.0}
+    assert wider_points(phase, best) == [{**best, "train.lr": 0.025}, {**best, "train.lr": 0.0125}]
 
 
 # --- numbers and sentences -----------------------------------------------------------------------------

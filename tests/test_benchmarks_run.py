@@ -97,7 +97,7 @@ def test_the_final_phase_takes_what_the_search_chose(tmp_path: Path, monkeypatch
     [
         (["--methods", "jt,nothing"], "nothing"),
         (["--phases", "final"], "search"),
-        (["--phases", "fine"], "search, final"),
+        (["--phases", "fine"], "search, search_wider, final"),
         (["report"], "folder"),
         (["report", "here"], "study.json"),
         (["--resume", "here"], "study.json"),
