@@ -26,8 +26,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.container import run_limited
 from pipelines.decode import REASONS, DecodeError, decode_clip
+from pipelines.limited import run_limited
 from pipelines.schema import AudioConfig, VideoConfig
 
 VIDEO = VideoConfig(frames=3, size=64, crop=64, max_pixels=1920 * 1080, max_seconds=600)

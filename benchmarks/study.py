@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
+from study_cost import cores, seconds_a_trial
 from study_data import ended, read_study
 from study_plan import (
     Options,
@@ -32,14 +33,12 @@ from study_plan import (
     Tried,
     choice,
     configuration,
-    cores,
     missing_encoders,
     phases_of,
     points_in,
     points_of,
     search_points,
     searched,
-    seconds_a_trial,
     study_methods,
 )
 from study_report import build

@@ -6,10 +6,7 @@ import contextlib
 import functools
 import math
 import re
-import resource
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.mp4 import boxes, is_mp4, track_seconds
+from pipelines.limited import run_limited
+from pipelines.mp4 import a_budget, boxes, is_mp4, track_seconds
 from pipelines.refusals import DecodeError
 from pipelines.riff import declared_bytes
 from pipelines.schema import VideoConfig
@@ -27,7 +25,6 @@ _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,rm,wav,mp3,flac,a
 _WITHOUT_INDEX = ("mpegts", "mpeg", "avi", "asf", "ogg")
 _BOXES_WITH_MEDIA = (b"moov", b"moof", b"mdat")
 _SHORTFALL_SECONDS, _SHORTFALL_SHARE = 0.25, 0.05
-_MEMORY = 6 * 2**30  # bytes of address space that ffmpeg may take
 
 _CLOCK = r"(\d+):(\d\d):(\d\d(?:\.\d+)?)"
 _DURATION = re.compile(rf"^  Duration: {_CLOCK}(?:, start: (-?[\d.]+))?", re.MULTILINE)
@@ -88,7 +85,7 @@ def _check_boxes(path: Path) -> None:
         if not is_mp4(file):
             return
         indexed = False
-        for kind, _, end in boxes(file, 0, size):
+        for kind, _, end in boxes(file, 0, size, a_budget()):
             indexed = indexed or kind == b"moov"
             if end > size and kind in _BOXES_WITH_MEDIA:  # anything else is trailing rubbish, which players ignore
                 raise DecodeError("truncated", f"the file ends {end - size} bytes before its {kind.decode()} box")
@@ -155,11 +152,12 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
         "map": "0:a:0?",
         "format": "f32le",
         "ac": 1,
+        "rematrix_maxval": 1,  # a mean of the channels: to float, ffmpeg would add them up
         "ar": sample_rate,
         "t": seconds,
         "threads": 1,
     }
-    samples, log = _run_ffmpeg(path, "pipe:1", deadline, sound)
+    samples, log = _run_ffmpeg(path, "pipe:1", deadline, sound, most=4 * math.ceil(sample_rate * (seconds + 1)))
     text = log.decode(errors="replace").replace(f"file:{path}", "")  # a name may look like ffmpeg's own lines
     header = text.partition("\nStream mapping:")[0].partition("\nOutput #0")[0]
     message = " ".join(text.strip().rpartition("\n")[2].split())[:200]
@@ -174,7 +172,7 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
     waveform = np.frombuffer(samples[: len(samples) // 4 * 4], np.float32)
     origin = float((duration and duration[4]) or 0)
     video_start, sound_start = (max(_start(s) - origin, 0.0) if s else 0.0 for s in (picture, heard))
-    tracks = track_seconds(path)
+    tracks = _track_seconds(path)
     video_end, sound_end = _tagged_end(picture, longest, origin), _tagged_end(heard, longest, origin)
     read_end = sound_start + len(waveform) / sample_rate
     if sound_end is not None:  # Matroska: where a late sound sets in is not always in the header
@@ -194,6 +192,13 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
     )
 
 
+def _track_seconds(path: Path) -> dict[bytes, float]:
+    try:
+        return track_seconds(path)
+    except OSError as error:
+        raise DecodeError("unreadable", error.strerror or str(error)) from None
+
+
 @contextlib.contextmanager
 def seekable(path: Path, container: Container, deadline: float) -> Iterator[Path]:
     """The clip in a container that decord can seek in: packets of one without an index are copied to Matroska."""
@@ -207,35 +212,15 @@ def seekable(path: Path, container: Container, deadline: float) -> Iterator[Path
 
 
 def _run_ffmpeg(
-    path: Path, target: str, deadline: float, output: dict[str, str | float], **reading: str
+    path: Path, target: str, deadline: float, output: dict[str, str | float], most: int = 0, **reading: str
 ) -> tuple[bytes, bytes]:
-    """What ffmpeg writes to stdout and stderr when it turns the clip into `target`."""
+    """What ffmpeg writes to stdout, at most so many bytes, and stderr when it turns the clip into `target`."""
     import ffmpeg
 
     # The prefix `file:` makes the name a name: it can be neither an option nor another protocol.
     source = ffmpeg.input(f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=_FORMATS, **reading)
     made = source.output(target, **output).global_args("-nostdin", "-hide_banner")
-    return run_limited(made.compile(cmd=_ffmpeg()), deadline)
-
-
-def run_limited(command: list[str], deadline: float) -> tuple[bytes, bytes]:
-    """What ffmpeg writes to stdout and stderr; it is stopped at the deadline."""
-    seconds = max(deadline - time.monotonic(), 0.001)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            with contextlib.suppress(ProcessLookupError):  # it has ended already
-                resource.prlimit(process.pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-                cpu = math.ceil(seconds) + 1  # should this process be killed, it ends nevertheless
-                resource.prlimit(process.pid, resource.RLIMIT_CPU, (cpu, cpu))
-            samples, log = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            raise DecodeError("timeout", "ffmpeg did not finish in time and was stopped") from None
-        except BaseException:
-            process.kill()  # Ctrl-C must not leave a decoder behind
-            raise
-    return samples, log
+    return run_limited(made.compile(cmd=_ffmpeg()), deadline, most)
 
 
 def _seconds(match: re.Match[str]) -> float:

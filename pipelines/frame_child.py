@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import decord
@@ -25,6 +26,8 @@ MEMORY = 6 * 2**30
 """Bytes of address space: libraries take 0.5 GiB, frames of the largest size 0.3 GiB more; some codecs keep many."""
 _ALARM_AFTER = 5.0
 _VARIABLE = 0.5  # in mean frames: a frame that starts so far from an even grid makes the frame rate a variable one
+_ROUNDING = 1e-4
+_LONGEST = 1e9  # seconds; decord gives a frame without a time one of -9.2e15
 _FRAME_ERRORS = (DECORDError, RuntimeError, AssertionError, IndexError, StopIteration, ValueError, MemoryError, OSError)
 
 
@@ -46,10 +49,21 @@ def frames_by_time(stamps: NDArray[np.floating], segments: int, candidates: int)
     starts = np.maximum.accumulate(stamps[:, 0]) - stamps[0, 0]
     span = max(float(stamps[-1, 1] - stamps[0, 0]), float(starts[-1]) * length / max(length - 1, 1))
     even = np.arange(length) * span / length
-    if not np.isfinite(span) or span <= 0 or np.abs(starts - even).max() <= _VARIABLE * span / length:
+    if not 0 < span < _LONGEST or np.abs(starts - even).max() <= _VARIABLE * span / length:
         return frame_indices(length, segments, candidates)
     middles = (np.arange(count) + 0.5) * span / count
     return np.maximum(np.searchsorted(starts, middles, side="right") - 1, 0)
+
+
+def hidden_frames(stamps: NDArray[np.floating], keys: Sequence[int]) -> int:
+    """How many frames at the start decord counts and never gives: those that an edit list leaves out, which lie before
+    0, and those before the first key frame. Both are there in a clip that was cut without decoding it. Past its end
+    decord gives the last frame again and again.
+    """
+    starts = stamps[:, 0]
+    early = int(np.searchsorted(starts, -_ROUNDING)) if starts[0] > -_LONGEST else 0
+    hidden = max(early, keys[0] if len(keys) else 0)
+    return hidden if hidden < len(stamps) else 0
 
 
 def unpadded(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -104,6 +118,8 @@ def read_clip(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.
     header = {"end": end_of(stamps[0], stamps[-1], length, request["start"])}
     if not request["wanted"]:
         return header, []
+    stamps = stamps[hidden_frames(stamps, reader.get_key_indices()) :]
+    length = len(stamps)
     indices = frames_by_time(stamps, request["segments"], request["candidates"]).tolist()
     firsts = [max(min(i, length - 2), 0) for i in indices]
     needed = set(indices) | ({j for i in firsts for j in (i, min(i + 1, length - 1))} if request["flow"] else set())

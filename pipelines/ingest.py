@@ -39,7 +39,7 @@ from pipelines.tasks import Piece, only_one, run_pieces
 
 __all__ = ["FORMAT", "ClipCache", "ModalityMeta", "cache_root", "check_modalities", "ingest", "load_cache"]
 
-FORMAT = 3
+FORMAT = 4
 """Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
 
 _SHARD_CLIPS, _MOST_SHARDS = 64, 512

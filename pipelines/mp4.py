@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _MOST_EDITS = 1000
-_MOST_BOXES = 500_000  # one behind the other; an hour of fragments of one frame each has fewer
+_MOST_BOXES = 300_000  # of a file, on all levels; an hour of fragments of one frame each has fewer
 
 
 def is_mp4(file: BinaryIO) -> bool:
@@ -16,9 +16,15 @@ def is_mp4(file: BinaryIO) -> bool:
     return file.read(8)[4:] == b"ftyp"
 
 
-def boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start of the content and end of each box between two positions; the last end may lie past `stop`."""
-    for _ in range(_MOST_BOXES):
+def a_budget() -> Iterator[int]:
+    """One item for each box that may be read of a file, so that boxes in boxes end soon as well."""
+    return iter(range(_MOST_BOXES))
+
+
+def boxes(file: BinaryIO, start: int, stop: int, budget: Iterator[int]) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start of the content and end of each box between two positions; the last end may lie past `stop`. They
+    end where the budget does."""
+    for _ in budget:
         if start + 8 > stop:
             return
         file.seek(start)
@@ -41,35 +47,36 @@ def track_seconds(path: Path) -> dict[bytes, float]:
     14496-12, 8.4.2 and 8.6.6): neither the wait before a late track nor an encoder's lead-in counts.
     """
     found: dict[bytes, float] = {}
+    budget = a_budget()
     with path.open("rb") as file:
         if not is_mp4(file):
             return found
-        for kind, start, end in boxes(file, 0, size := path.stat().st_size):
+        for kind, start, end in boxes(file, 0, size := path.stat().st_size, budget):
             if kind != b"moov":
                 continue
             movie_scale = 0
-            for child, body, stop in _inside(file, start, min(end, size)):
+            for child, body, stop in _inside(file, start, min(end, size), budget):
                 if child == b"mvhd":
                     movie_scale = _time(file, body)[0]
                 if child == b"trak":
-                    handler, seconds = _track(file, body, stop, movie_scale)
+                    handler, seconds = _track(file, body, stop, movie_scale, budget)
                     if seconds > 0:
                         found[handler] = min(seconds, found.get(handler, seconds))
     return found
 
 
-def _inside(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+def _inside(file: BinaryIO, start: int, stop: int, budget: Iterator[int]) -> Iterator[tuple[bytes, int, int]]:
     """The boxes of a box. None may reach past it: a file of boxes in boxes without end would keep its reader busy."""
-    for kind, body, end in boxes(file, start, stop):
+    for kind, body, end in boxes(file, start, stop, budget):
         yield kind, body, min(end, stop)
 
 
-def _track(file: BinaryIO, start: int, end: int, movie_scale: int) -> tuple[bytes, float]:
+def _track(file: BinaryIO, start: int, end: int, movie_scale: int, budget: Iterator[int]) -> tuple[bytes, float]:
     """Handler and seconds of one `trak` box, 0 seconds where it does not say."""
     handler, media, played = b"", 0.0, 0.0
-    for kind, body, stop in _inside(file, start, end):
+    for kind, body, stop in _inside(file, start, end, budget):
         if kind in (b"mdia", b"edts"):
-            for child, inner, _ in _inside(file, body, stop):
+            for child, inner, _ in _inside(file, body, stop, budget):
                 if child == b"hdlr":
                     file.seek(inner + 8)
                     handler = file.read(4)

@@ -24,8 +24,9 @@ from tests.test_benchmarks import (
 )
 
 import study as command  # isort: skip  (its folder is on the path by the line above)
+from study_cost import seconds_a_trial
 from study_data import Difference, Study, ended, read_study, smoothing_audits
-from study_plan import PHASES, configuration, points_in, seconds_a_trial
+from study_plan import PHASES, configuration, points_in
 from study_report import build
 from study_setup import COLUMNS, advantage, setup_of
 from study_tables import contrast_table, joint_table, signed

@@ -10,7 +10,7 @@ generator (seed, number of the image): a clip is the same whenever and wherever 
 test. The sound's noise has a root mean square of 0.05 before a gain of ±12 dB.
 
 Difficulty, calibrated on the decoded clips so that audio is the preferred and the more fragile modality. Plain joint
-training (JT) on one modality or both, accuracy in %, mean of 3 seeds, by `python benchmarks/compare.py calibration`:
+training (JT) on one modality or both, accuracy in %, mean of 3 seeds, by `python benchmarks/calibration.py`:
 
                  clean   PGD-20, joint ball      video's ball    audio's ball    one modality missing
                          ε .5    1     2         .5    1    2    .5    1    2    video    audio

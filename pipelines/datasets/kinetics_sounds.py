@@ -26,7 +26,7 @@ from pathlib import Path
 
 from crmt.errors import BadInputError
 from pipelines.config import nearest
-from pipelines.datasets.files import by_key
+from pipelines.datasets.files import by_key, stem
 from pipelines.datasets.index import ClipIndex
 from pipelines.datasets.lists import (
     Layout,
@@ -107,7 +107,8 @@ def _match(files: list[str]) -> Callable[[Row], list[str]]:
         assert isinstance(row.key, tuple)
         video, start = row.key
         if row.key in found or start is not None:
-            return found.get(row.key, [])
+            # of cuts that begin together, the one with the listed end comes first
+            return sorted(found.get(row.key, []), key=lambda path: stem(path) != row.id)
         return [path for key in sorted(cuts.get(video, []), key=str) for path in found[key]]
 
     return files_of

@@ -11,7 +11,9 @@ are kept in the index, as text. Origin and licence: the user's own. A clip that 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow
@@ -23,6 +25,7 @@ from pipelines.datasets.index import COLUMNS, SPLITS, ClipIndex, Listing, withou
 from pipelines.schema import DataConfig
 
 REQUIRED = ("path", "label", "split")
+_CSV: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "encoding": "utf-8-sig"}
 _FORM = "Write a header `path,label,split` and one row a clip, for example `clips/a.mp4,dog,train`"
 
 
@@ -95,12 +98,21 @@ def _read(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file)
-            return table.astype({c: str for c in (*REQUIRED, "group") if c in table})
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+            own = [c for c in (*REQUIRED, "group") if c in table]
+            table[own] = table[own].astype(object).where(table[own].notna(), "").astype(str)
+        else:
+            table = pd.read_csv(file, **_CSV)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise BadInputError(f"{file} cannot be read: {' '.join(str(error).split())}. {_FORM}") from None
     except OSError as error:
         raise BadInputError(f"{file} cannot be read: {error.strerror or error}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the cells in front for the names of rows
+        raise BadInputError(
+            f"{file}: rows have more cells than the header: drop commas at their ends, quote texts with one. {_FORM}"
+        )
+    for column in ("label", "split", "group"):  # a path may end in a space
+        if column in table:
+            table[column] = table[column].str.strip()
     return table
 
 
@@ -112,7 +124,8 @@ def _check_rows(file: Path, table: pd.DataFrame) -> None:
     for row, split in enumerate(table["split"]):
         if split not in SPLITS:
             raise BadInputError(f"{file}: row {row + 1}: unknown split {split!r}.{nearest(split, list(SPLITS))}")
-    twice = table.index[table["path"].duplicated()]
+    files = table["path"].map(lambda path: os.path.normpath(file.parent / path))  # ./a.mp4 is a.mp4
+    twice = table.index[files.duplicated()]
     if len(twice):
         raise BadInputError(f"{file}: row {twice[0] + 1}: {table['path'][twice[0]]!r} is listed a second time")
     for split in ("train", "test"):

@@ -194,6 +194,29 @@ def test_manifest_without_a_file(tmp_path: Path) -> None:
         datasets.load(DataConfig(dataset="manifest", root=tmp_path))
 
 
+@pytest.mark.parametrize("path", ["./clips/a.mp4", "clips/../clips/a.mp4"])
+def test_a_file_under_two_names_is_listed_twice(tmp_path: Path, path: str) -> None:
+    with pytest.raises(BadInputError, match=r"row 6: .*a\.mp4' is listed a second time"):
+        datasets.load(write_manifest(tmp_path, f"{GOOD}{path},dog,test\n"))
+
+
+def test_spaces_around_labels_change_nothing_and_commas_at_the_ends_are_refused(tmp_path: Path) -> None:
+    plain = datasets.load(write_manifest(tmp_path, GOOD))
+    found = datasets.load(write_manifest(tmp_path, GOOD.replace("dog", " dog ").replace("train", "train ")))
+    assert found.classes == plain.classes and found.clips.equals(plain.clips)
+    with pytest.raises(BadInputError, match="more cells than the header"):
+        datasets.load(write_manifest(tmp_path, GOOD.replace("\n", ",\n")))
+
+
+@pytest.mark.parametrize("column", ["path", "label", "split"])
+def test_an_empty_cell_of_a_parquet_manifest_is_named(tmp_path: Path, column: str) -> None:
+    table = pd.read_csv(write_manifest(tmp_path, GOOD).root / "manifest.csv")
+    table.loc[2, column] = None
+    table.to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(BadInputError, match=f"row 3 has no {column}"):
+        datasets.load(DataConfig(dataset="manifest", root=tmp_path / "m.parquet"))
+
+
 def test_a_manifests_columns_that_mean_something_else_here_get_another_name(tmp_path: Path) -> None:
     rows = "a.mp4,x,train,9,f\nb.mp4,y,train,8,g\nc.mp4,x,train,7,h\nd.mp4,y,train,6,i\ne.mp4,y,test,5,j\n"
     index = datasets.load(write_manifest(tmp_path, rows, "path,label,split,id,fingerprint"))

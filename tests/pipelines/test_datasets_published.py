@@ -167,6 +167,14 @@ def test_a_class_file_names_the_numbers(tmp_path: Path) -> None:
     assert "'x' is named twice" in refused("kinetics_sounds", root)
 
 
+def test_of_kinetics_cuts_that_begin_together_the_listed_end_is_taken(tmp_path: Path) -> None:
+    root = layouts.kinetics_sounds(tmp_path, lists="crmt", nesting="flat")
+    clip = next(root.glob("*_000000_000010.mp4"))
+    (root / clip.name.replace("_000010", "_000005")).touch()
+    index = load("kinetics_sounds", root)
+    assert str(clip) in set(index.clips["path"])
+
+
 def test_kinetics_csv_needs_its_class_file_and_checks_it(tmp_path: Path) -> None:
     root = layouts.kinetics_sounds(tmp_path, lists="csv")
     index = load("kinetics_sounds", root)
