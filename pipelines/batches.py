@@ -7,6 +7,7 @@ through Ray Data. Both give equal numbers of steps on every rank.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, cast
@@ -23,6 +24,7 @@ from crmt.modality import Batch, Modality
 from pipelines.ingest import ClipCache
 from pipelines.rows import decode_rows, present_column
 from pipelines.schema import DataConfig
+from pipelines.storage import READERS, Folder
 from pipelines.transform import Draws, Placement, Transform
 
 VIDEO_SPACE = "pixels in [0, 1]"
@@ -83,13 +85,13 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
     """
     shapes = {m: tuple(cache.modalities[m].shape) for m in names}
     masks = [present_column(m) for m in names]
-    paths = [str(p) for p in cache.parts]
-    dataset = ray.data.read_parquet(paths, columns=[*_READ_COLUMNS, "split", *names])
+    columns = [*_READ_COLUMNS, "split", *names]
+    dataset = ray.data.read_parquet(list(cache.parts), filesystem=cache.folder.filesystem, columns=columns)
     decoded = dataset.map_batches(partial(_decode_with_split, shapes=shapes), batch_format="pyarrow")
     batches = cast(Iterator[dict[str, np.ndarray]], iter(decoded.iter_batches(batch_size=None, batch_format="numpy")))
     parts = [b for b in batches if len(b["id"])]
     if not parts:
-        raise BadInputError(f"no clip of {cache.name!r} could be decoded: see the quarantine in {cache.path}")
+        raise BadInputError(f"no clip of {cache.name!r} could be decoded: see the quarantine in {cache.folder}")
     whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
     order = np.argsort(whole["id"].astype(str), kind="stable")
     return ClipTable(
@@ -182,17 +184,19 @@ class MemoryClips:
 class StreamIndex:
     """Where the clips of a streamed set lie: one row a clip (id, split, part), read from Parquet without its bytes."""
 
+    folder: Folder
     paths: tuple[str, ...]
+    """Of the parts, to be opened with `folder.filesystem`."""
     shapes: dict[str, tuple[int, ...]]
     rows: pd.DataFrame
 
     @staticmethod
     def of(cache: ClipCache, names: Sequence[str]) -> StreamIndex:
-        parts = [
-            pq.read_table(p, columns=["id", "split"]).to_pandas().assign(part=i) for i, p in enumerate(cache.parts)
-        ]
+        read = partial(pq.read_table, columns=["id", "split"], filesystem=cache.folder.filesystem)
+        with ThreadPoolExecutor(READERS) as pool:  # of a remote cache every part is a journey
+            parts = [table.to_pandas().assign(part=i) for i, table in enumerate(pool.map(read, cache.parts))]
         shapes = {m: tuple(cache.modalities[m].shape) for m in names}
-        return StreamIndex(tuple(str(p) for p in cache.parts), shapes, pd.concat(parts, ignore_index=True))
+        return StreamIndex(cache.folder, cache.parts, shapes, pd.concat(parts, ignore_index=True))
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,7 @@ class StreamClips:
             return
         dataset = ray.data.read_parquet(
             [self.index.paths[p] for p in parts],
+            filesystem=self.index.folder.filesystem,
             columns=[*_READ_COLUMNS, "split", *self.index.shapes],
             ray_remote_args={"num_cpus": STREAM_TASK_CPUS},
         ).map_batches(

@@ -21,12 +21,11 @@ from crmt.evaluate import predict
 from crmt.lipschitz import gradient_constants
 from crmt.methods import method_class
 from crmt.model import ModelSpec, MultiModalModel
-from pipelines import datasets
 from pipelines.batches import Clips, Placement, modalities_of
 from pipelines.certify import SmoothingStore, exact_arithmetic
 from pipelines.command import config_from_card, run_command, start_ray
 from pipelines.config import RunConfig, parse_overrides
-from pipelines.ingest import ClipCache
+from pipelines.ingest import ClipCache, look_ahead
 from pipelines.launch import device_of, first_line
 from pipelines.live import LiveTable
 from pipelines.measure import Measured, Measurement
@@ -92,10 +91,10 @@ def run_evaluation(
         config = config_from_card(card, overrides, root)
         check_free(out)
     check_settings(config)
-    datasets.check(config.data)
+    index = look_ahead(config.data)
     start_ray(dashboard=False)
     config = settled(config)
-    prepared = prepare(config, lambda text: console.print(text, highlight=False))
+    prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
     _check_same_task(spec, prepared.cache, config)
     given = open_run(config, prepared, spec.modalities, "evaluation", folder=out, resume=resume)
     run = given.run

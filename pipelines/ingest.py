@@ -10,9 +10,7 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,27 +33,41 @@ from pipelines.decode import REASONS, DecodeError, decode_clip
 from pipelines.rows import MODALITIES, ModalityMeta, add_clip, encode_row, meta_of, no_sums, present_column, schema_of
 from pipelines.schema import AudioConfig, DataConfig
 from pipelines.sound import PUBLISHED_FBANK
+from pipelines.storage import Folder, folder_at
 from pipelines.tasks import Piece, only_one, run_pieces
 
-__all__ = ["FORMAT", "ClipCache", "ModalityMeta", "cache_root", "check_modalities", "ingest", "load_cache"]
+__all__ = [
+    "FORMAT",
+    "ClipCache",
+    "ModalityMeta",
+    "cache_root",
+    "check_modalities",
+    "clips_root",
+    "ingest",
+    "load_cache",
+    "look_ahead",
+]
 
 FORMAT = 4
 """Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
 
+_CARD, _QUARANTINE_FILE = "cache.json", "quarantine.csv"
 _SHARD_CLIPS, _MOST_SHARDS = 64, 512
 _QUARANTINE = ("clip_id", "path", "split", "reason", "detail")
 
 
 @dataclass(frozen=True, eq=False)
 class ClipCache:
-    """A finished, decoded set of clips in the folder `path`.
+    """A finished, decoded set of clips in a folder, which may be remote.
 
-    Its Parquet parts hold rows as pipelines/rows.py says; a part holds clips of one split, in the order of the index.
+    `parts`: paths of the Parquet files for pyarrow, to be opened with `folder.filesystem`: train's, then validation's,
+    then test's. They hold rows as pipelines/rows.py says, a part those of one split, in the order of the index.
     `counts`: decoded clips by split. `failed`: clips in `quarantine` (clip_id, path, split, reason, detail). `missing`:
     by modality, the decoded clips that lack it (data.missing_modality `keep`).
     """
 
-    path: Path
+    folder: Folder
+    parts: tuple[str, ...]
     key: str
     name: str
     classes: tuple[str, ...]
@@ -67,15 +79,27 @@ class ClipCache:
     quarantine: pd.DataFrame
 
     @property
-    def parts(self) -> list[Path]:
-        """The Parquet parts: train's, then validation's, then test's."""
-        return sorted(self.path.glob("part-*.parquet"))
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the whole set as arrays: uint8 video and float16 audio."""
         one = sum(int(np.prod(m.shape)) * np.dtype(m.dtype).itemsize for m in self.modalities.values())
         return one * sum(self.counts.values())
+
+
+def clips_root(data: DataConfig) -> Folder:
+    """The folder of decoded sets: in data.cache, be that a folder or a URI, or in the default cache."""
+    return folder_at(data.cache or str(cache_root(data))) / "clips"
+
+
+def look_ahead(data: DataConfig) -> ClipIndex | None:
+    """What can be known before Ray is started: that the cache can be reached, and the clip index (see datasets.check).
+
+    Raises:
+        BadInputError: a cache or lists that cannot be used.
+    """
+    index = datasets.check(data)
+    if data.cache is not None:
+        folder_at(data.cache).check()
+    return index
 
 
 def ingest(
@@ -92,10 +116,10 @@ def ingest(
     check_modalities(modalities)
     modalities = tuple(m for m in MODALITIES if m in modalities)
     key = cache_key(index, data, modalities)
-    folder = cache_root(data) / "clips" / f"{index.name}-{key[:16]}"
-    if not (folder / "cache.json").exists():
-        with only_one(folder):
-            if not (folder / "cache.json").exists():
+    folder = clips_root(data) / f"{index.name}-{key[:16]}"
+    if not folder.has(_CARD):
+        with only_one(_lock_folder(folder, data), str(folder)):
+            if not folder.has(_CARD):
                 _build(folder, key, index, data, modalities, progress)
     cache = load_cache(folder)
     _check_failures(cache, index, data.max_failure_share)
@@ -132,20 +156,26 @@ def cache_key(index: ClipIndex, data: DataConfig, modalities: tuple[str, ...]) -
     return digest.hexdigest()
 
 
-def load_cache(folder: Path) -> ClipCache:
+def load_cache(folder: Folder) -> ClipCache:
     """Open a finished cache.
 
     Raises:
         CRMTError: there is none, or parts of it are gone.
     """
     try:
-        card = json.loads((folder / "cache.json").read_text())
+        card = json.loads(folder.read(_CARD))
     except FileNotFoundError:
         raise CRMTError(f"{folder} holds no finished set of decoded clips. Run ingest.py again") from None
     except json.JSONDecodeError:
-        raise CRMTError(f"{folder / 'cache.json'} is damaged. Delete the folder and run ingest.py again") from None
-    cache = ClipCache(
-        path=folder,
+        raise CRMTError(f"{folder / _CARD} is damaged. Delete the folder and run ingest.py again") from None
+    parts = folder.names("part-*.parquet")
+    if len(parts) != card["parts"]:
+        raise CRMTError(
+            f"{folder} has {len(parts)} of {card['parts']} parts. Delete the folder and run ingest.py again"
+        )
+    return ClipCache(
+        folder=folder,
+        parts=tuple(map(folder.path, parts)),
         key=card["key"],
         name=card["name"],
         classes=tuple(card["classes"]),
@@ -159,10 +189,6 @@ def load_cache(folder: Path) -> ClipCache:
         clips_sha256=card["clips_sha256"],
         quarantine=pd.DataFrame(card["quarantine"], columns=list(_QUARANTINE)),
     )
-    if len(cache.parts) != card["parts"]:
-        found = len(cache.parts)
-        raise CRMTError(f"{folder} has {found} of {card['parts']} parts. Delete the folder and run ingest.py again")
-    return cache
 
 
 def _standardised(cache: ClipCache, audio: AudioConfig) -> ClipCache:
@@ -189,8 +215,19 @@ def _file_state(path: str) -> str:
     return f"{state.st_size} {state.st_mtime_ns}"
 
 
+def _lock_folder(folder: Folder, data: DataConfig) -> Path:
+    """Where the lock of a set lies: in its folder, or for a remote one in a folder that stands for it on this machine.
+
+    So two machines can decode the same set into one remote cache at the same time. Each writes whole files, equal where
+    the clips decode alike: only a clip that runs into data.decode_timeout on one of them alone can be in a part and in
+    the quarantine.
+    """
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    return folder.local or cache_root(data) / "locks" / name
+
+
 def _build(
-    folder: Path, key: str, index: ClipIndex, data: DataConfig, modalities: tuple[str, ...], progress: bool
+    folder: Folder, key: str, index: ClipIndex, data: DataConfig, modalities: tuple[str, ...], progress: bool
 ) -> None:
     """Decode the shards that are not there yet, then write the quarantine and, last, cache.json."""
     shards = _shards(index)
@@ -199,15 +236,15 @@ def _build(
         "data": data.model_dump(mode="json"),
         "modalities": list(modalities),
     }
-    pieces = []
+    pieces, done = [], set(folder.names("part-*.json"))
     for number, shard in enumerate(shards):
-        if not _card_path(folder, number).exists():
+        if _card_name(number) not in done:
             pieces.append(Piece({**settings, "number": number, "clips": shard.to_dict("records")}, len(shard)))
     run_pieces(pieces, _decode_shard, f"Decoding {index.name}", progress)
-    cards = [json.loads(_card_path(folder, number).read_text()) for number in range(len(shards))]
+    cards = [json.loads(text) for text in folder.read_all([_card_name(number) for number in range(len(shards))])]
     quarantine = [row for card in cards for row in card["quarantine"]]
     table = pd.DataFrame(quarantine, columns=list(_QUARANTINE))
-    _write(folder / "quarantine.csv", table.to_csv(index=False).encode())
+    folder.write(_QUARANTINE_FILE, table.to_csv(index=False).encode())
     counts = {split: sum(c["decoded"] for c in cards if c["split"] == split) for split in SPLITS}
     card = {
         "key": key,
@@ -222,7 +259,7 @@ def _build(
         "parts": len(shards),
         "quarantine": quarantine,
     }
-    _write(folder / "cache.json", json.dumps(card, indent=1).encode())
+    folder.write(_CARD, json.dumps(card, indent=1).encode())
 
 
 def _shards(index: ClipIndex) -> list[pd.DataFrame]:
@@ -235,13 +272,13 @@ def _shards(index: ClipIndex) -> list[pd.DataFrame]:
     return shards
 
 
-def _card_path(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.json"
+def _card_name(number: int) -> str:
+    return f"part-{number:05d}.json"
 
 
 def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     """Decode one shard (a Ray Data task): write its Parquet part, then the card beside it that marks it finished."""
-    folder, modalities = Path(task["folder"]), tuple(task["modalities"])
+    folder, modalities = folder_at(task["folder"]), tuple(task["modalities"])
     data = DataConfig(**task["data"])
     keep = data.missing_modality == "keep"
     rows: list[dict[str, Any]] = []
@@ -263,26 +300,12 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     schema = schema_of(data, modalities)
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    _write(folder / f"part-{task['number']:05d}.parquet", buffer.getvalue())
+    folder.write(f"part-{task['number']:05d}.parquet", buffer.getvalue())
     split = task["clips"][0]["split"]
     missing = {m: sum(not row[present_column(m)] for row in rows) for m in modalities}
     card = {"split": split, "decoded": len(rows), "missing": missing, "quarantine": quarantine, "sums": sums}
-    _write(_card_path(folder, task["number"]), json.dumps(card).encode())
+    folder.write(_card_name(task["number"]), json.dumps(card).encode())
     return {}
-
-
-def _write(target: Path, content: bytes) -> None:
-    """A reader sees the whole file or none."""
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _by_reason(cache: ClipCache) -> str:
@@ -291,7 +314,7 @@ def _by_reason(cache: ClipCache) -> str:
 
 
 def _check_failures(cache: ClipCache, index: ClipIndex, allowed: float) -> None:
-    where = f"Each is listed in {cache.path / 'quarantine.csv'}"
+    where = f"Each is listed in {cache.folder / _QUARANTINE_FILE}"
     if cache.failed > allowed * len(index):
         raise CRMTError(
             f"{cache.failed} of {len(index)} clips of {cache.name} could not be decoded ({_by_reason(cache)}); "
@@ -322,7 +345,7 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
         table.add_row(name, f"{' × '.join(map(str, meta.shape))} {meta.dtype}")
     table.add_row("decoded size", f"{cache.nbytes / 2**20:.0f} MiB")
     table.add_row("clip list", cache.clips_sha256[:16])
-    table.add_row("folder", str(cache.path))
+    table.add_row("folder", str(cache.folder))
     table.add_row("took", f"{seconds:.1f} s")
     return table
 
@@ -348,9 +371,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = config_from(options)
         if options.check is not None:
             return check(config.data, None if options.check == Path() else options.check)
-        datasets.check(config.data)
+        index = look_ahead(config.data)
         start_ray(dashboard=False)
-        index = datasets.load(config.data)
+        if index is None:
+            index = datasets.load(config.data)
         if str(index.listing):
             print(f"lists and files differ: {index.listing}; --check says which", file=sys.stderr)
         cache = ingest(index, config.data, tuple(config.model.encoders))

@@ -21,7 +21,7 @@ from crmt.heads import HEADS
 from crmt.methods import method_class
 from pipelines.batches import STREAM_WORKER_CPUS
 from pipelines.config import RunConfig, value_at
-from pipelines.ingest import cache_root, check_modalities
+from pipelines.ingest import cache_root, check_modalities, clips_root
 from pipelines.measure import attack_plan
 
 MEANING = {
@@ -52,7 +52,8 @@ class Plan:
     needs: Needs
     has: str
     """CPUs and GPUs of each node."""
-    free_bytes: int
+    free_bytes: int | None
+    """On the disk of the decoded clips; None where they go to a remote cache."""
     where: Path
 
     def check(self) -> None:
@@ -66,8 +67,14 @@ class Plan:
                 f"one trial needs {self.needs.text}; the cluster's nodes have {self.has}: lower sweep.workers, "
                 "sweep.cpus_per_worker or sweep.gpus_per_worker, or add nodes"
             )
-        if self.free_bytes < _MINIMUM_FREE:
+        if self.free_bytes is not None and self.free_bytes < _MINIMUM_FREE:
             raise BadInputError(f"{self.where} has {self.free_bytes / 2**20:.0f} MiB free; at least 1 GiB is needed")
+
+    def _room(self) -> dict[str, str]:
+        """The line about where decoded clips go."""
+        if self.free_bytes is None:
+            return {"decoded clips": f"in {clips_root(self.config.data)}"}
+        return {"disk": f"{self.free_bytes / 2**30:.0f} GiB free for the cache in {cache_root(self.config.data)}"}
 
     def show(self, console: Console) -> None:
         """A table for a person to look over."""
@@ -91,7 +98,7 @@ class Plan:
             "certificates": "; ".join(_certificate(config, c) for c in config.certify.certificates),
             "a trial takes": self.needs.text,
             "the nodes have": f"{self.has}; {self.concurrent} trials side by side",
-            "disk": f"{self.free_bytes / 2**30:.0f} GiB free for the cache in {cache_root(config.data)}",
+            **self._room(),
         }.items():
             table.add_row(name, escape(text))
         console.print(table)
@@ -235,8 +242,9 @@ def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
         trials = math.prod(len(next(iter(s.values()))) for s in config.search.values())
     asked = config.sweep.max_concurrent or fitting
     root = _existing(cache_root(config.data))
+    free = shutil.disk_usage(root).free if clips_root(config.data).local else None
     has = ", ".join(f"{_count(n.get('CPU', 0), 'CPU')} and {_count(n.get('GPU', 0), 'GPU')}" for n in nodes)
-    return Plan(config, trials, min(fitting, asked, trials), needs, has, shutil.disk_usage(root).free, root)
+    return Plan(config, trials, min(fitting, asked, trials), needs, has, free, root)
 
 
 def _workers_on(node: dict[str, float], needs: Needs) -> int:

@@ -19,6 +19,7 @@ from pipelines.batches import (
     read_table,
 )
 from pipelines.config import RunConfig
+from pipelines.datasets.index import ClipIndex
 from pipelines.ingest import ClipCache, ingest
 
 
@@ -52,8 +53,11 @@ class Prepared:
     """One sentence: how they reach the trials, and why so."""
 
 
-def prepare(config: RunConfig, say: Callable[[str], None] = print) -> Prepared:
+def prepare(config: RunConfig, say: Callable[[str], None] = print, index: ClipIndex | None = None) -> Prepared:
     """Decode (or find in the cache) the clips of a configuration. Needs a running Ray.
+
+    Args:
+        index: of the same configuration, as `ingest.look_ahead` gave it; None: it is loaded here.
 
     Raises:
         BadInputError: lists or settings that cannot be used. CRMTError: too many clips failed.
@@ -61,7 +65,8 @@ def prepare(config: RunConfig, say: Callable[[str], None] = print) -> Prepared:
     import ray
 
     names = tuple(config.model.encoders)
-    index = datasets.load(config.data)
+    if index is None:
+        index = datasets.load(config.data)
     if str(index.listing):
         say(f"lists and files differ: {index.listing}; ingest.py --check says which")
     cache = ingest(index, config.data, names)

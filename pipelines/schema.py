@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
+from pipelines.storage import holds_secret
 
 
 def _each_once(values: list[str]) -> list[str]:
@@ -16,6 +18,10 @@ def _each_once(values: list[str]) -> list[str]:
     if twice:
         raise ValueError(f"{twice[0]} is listed twice")
     return values
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 AttackName = Literal["fgm", "pgd", "apgd_ce", "apgd_dlr", "minimal_norm", "square", "noise", "auto"]
@@ -161,8 +167,9 @@ class DataConfig(Section):
     on_overlap: Literal["error", "drop_train"] = "error"
     """Source videos in two splits: refuse the list, or keep their clips in test (else validation) only, and count the
     others."""
-    cache: Path | None = None
-    """Where decoded clips are kept; default $CRMT_CACHE or ~/.cache/crmt-sweep."""
+    cache: Annotated[str, BeforeValidator(_as_text)] | None = None
+    """Where decoded clips are kept: a folder (default $CRMT_CACHE or ~/.cache/crmt-sweep), or the URI of one on any
+    filesystem of pyarrow (s3://bucket/folder ...), with credentials in the environment of every node."""
     limit: Count | None = None
     """Use only so many clips of each split, chosen by seed: for a first look at a big set."""
     validation_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
@@ -182,6 +189,15 @@ class DataConfig(Section):
     audio: AudioConfig = AudioConfig()
     flow: FlowConfig = FlowConfig()
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")  # of the section, not of the field: a field's error shows what was given
+    def _cache_tells_no_secret(self) -> DataConfig:
+        if self.cache is not None and holds_secret(self.cache):
+            raise ValueError(
+                "cache holds a password or a key, which every card of a run would show: put credentials into the "
+                "environment of every node, and leave them out of the URI"
+            )
+        return self
 
 
 class ModelConfig(Section):

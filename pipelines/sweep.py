@@ -20,10 +20,10 @@ from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
 from crmt.errors import BadInputError, CRMTError
-from pipelines import datasets
 from pipelines.batches import modalities_of
 from pipelines.command import INTERRUPTED, add_config_arguments, config_from, run_command, start_ray
 from pipelines.config import RunConfig, with_values
+from pipelines.ingest import look_ahead
 from pipelines.launch import DRIVER, tune_trial
 from pipelines.live import LiveTable
 from pipelines.preflight import Plan, check_settings, plan_sweep, settled
@@ -113,7 +113,7 @@ def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_r
     check_settings(config)
     check_free(folder)
     space = search_space(config)
-    datasets.check(config.data)
+    index = look_ahead(config.data)
     dashboard = start_ray(address)
     config = settled(config)
     plan = plan_sweep(config)
@@ -124,7 +124,7 @@ def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_r
         return 0
     if dashboard:
         console.print(f"Ray dashboard: {dashboard}")
-    prepared = prepare(config, lambda text: console.print(text, highlight=False))
+    prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
     plan = plan_sweep(config, prepared.source.mode)  # streaming takes CPUs that no trial may hold
     plan.check()
     modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))

@@ -56,15 +56,19 @@ def run_pieces(
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder that is being made; a second run of the same set waits here, and says so."""
+def only_one(folder: Path, made: str | None = None) -> Iterator[None]:
+    """Hold the lock of a folder that is being made; a second run of the same set waits here, and says so.
+
+    Args:
+        made: what is being made, where that is not `folder` itself, which then holds the lock alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         Console(stderr=True).print(
-            f"another run is at work on {folder}; waiting for it", highlight=False, soft_wrap=True
+            f"another run is at work on {made or folder}; waiting for it", highlight=False, soft_wrap=True
         )
         lock.acquire()
     try:

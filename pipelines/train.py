@@ -14,10 +14,10 @@ from typing import Any
 from rich.console import Console
 
 from crmt.errors import BadInputError, CRMTError
-from pipelines import datasets
 from pipelines.batches import modalities_of
 from pipelines.command import add_config_arguments, config_from, run_command, start_ray
 from pipelines.config import RunConfig, with_values
+from pipelines.ingest import look_ahead
 from pipelines.launch import first_line, fit_with_workers, local_trial
 from pipelines.live import LiveTable
 from pipelines.preflight import check_settings, plan_sweep, settled
@@ -44,11 +44,11 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
     console = Console()
     check_settings(config)
     check_free(folder)
-    datasets.check(config.data)
+    index = look_ahead(config.data)
     start_ray(address, dashboard=False)
     config = settled(config)
     plan_sweep(config).check()
-    prepared = prepare(config, lambda text: console.print(text, highlight=False))
+    prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
     if config.sweep.workers > 1:
         plan_sweep(config, prepared.source.mode).check()
     modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))

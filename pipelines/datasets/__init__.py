@@ -25,11 +25,14 @@ GENERATED = ("avdigits",)
 """Data sets that make their clips themselves, for which they need a running Ray."""
 
 
-def check(data: DataConfig) -> None:
-    """Read the lists now, where that needs no Ray: a missing list should not wait for it to start."""
+def check(data: DataConfig) -> ClipIndex | None:
+    """The clip index, where that needs no Ray: a missing list should not wait for it to start. Else None.
+
+    Raises:
+        BadInputError: as `load` does.
+    """
     check_name(data.dataset)
-    if data.dataset not in GENERATED:
-        load(data)
+    return None if data.dataset in GENERATED else load(data)
 
 
 def check_name(name: str) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from crmt.errors import BadInputError
 from pipelines.schema import DataConfig
+from pipelines.storage import local_path
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("id", "path", "label", "split", "group")
@@ -184,6 +185,16 @@ def with_validation(index: ClipIndex, share: float, seed: int) -> ClipIndex:
 
 
 def cache_root(data: DataConfig) -> Path:
-    """Where generated and decoded clips are kept: data.cache, else $CRMT_CACHE, else ~/.cache/crmt-sweep."""
-    chosen = data.cache or os.environ.get("CRMT_CACHE") or Path.home() / ".cache" / "crmt-sweep"
-    return Path(chosen).expanduser().absolute()
+    """Where what must lie on a disk is kept (generated clips, reports of checks, locks), and decoded clips by default.
+
+    data.cache where that is a folder, else $CRMT_CACHE, else ~/.cache/crmt-sweep.
+
+    Raises:
+        BadInputError: $CRMT_CACHE is no folder.
+    """
+    here = local_path(data.cache) if data.cache else None
+    default = os.environ.get("CRMT_CACHE") or str(Path.home() / ".cache" / "crmt-sweep")
+    path = here or local_path(default)
+    if path is None:
+        raise BadInputError("$CRMT_CACHE must be a folder: give the URI to data.cache")
+    return path

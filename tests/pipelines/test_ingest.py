@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import ingest as ingest_module
+from pipelines.datasets import manifest
 from pipelines.datasets.index import ClipIndex
 from pipelines.decode import decode_clip
 from pipelines.ingest import cache_key, ingest, load_cache
@@ -50,7 +52,7 @@ def config(folder: Path, **changes: Any) -> DataConfig:
     return DataConfig.model_validate({**CONFIG, "cache": folder, **changes})
 
 
-def rows_of(parts: list[Path]) -> list[dict[str, Any]]:
+def rows_of(parts: Sequence[str]) -> list[dict[str, Any]]:
     return [row for part in parts for row in pq.read_table(part).to_pylist()]
 
 
@@ -60,7 +62,7 @@ def test_good_clips_are_stored_and_bad_ones_quarantined(ray_cluster: None, clips
     quarantine = cache.quarantine.set_index("clip_id")["reason"].to_dict()
     expected = {"truncated.mp4": "truncated", "silent.mp4": "no_audio", "empty.mp4": "empty", "text.mp4": "not_media"}
     assert quarantine == expected and cache.failed == 4 and cache.quarantine["detail"].ne("").all()
-    listed = pd.read_csv(cache.path / "quarantine.csv")
+    listed = pd.read_csv(str(cache.folder / "quarantine.csv"))
     assert dict(zip(listed["clip_id"], listed["reason"], strict=True)) == expected
 
     rows = {row["id"]: row for row in rows_of(cache.parts)}
@@ -101,31 +103,32 @@ def test_a_finished_cache_is_opened_and_a_half_written_one_goes_on(
 ) -> None:
     monkeypatch.setattr(ingest_module, "_SHARD_CLIPS", 3)
     cache = ingest(clips, config(tmp_path), progress=False)
-    files = [*cache.parts, cache.path / "cache.json"]
+    folder = Path(str(cache.folder))
+    files = [*map(Path, cache.parts), folder / "cache.json"]
     before, times = rows_of(cache.parts), {f: f.stat().st_mtime_ns for f in files}
-    card = (cache.path / "cache.json").read_bytes()
+    card = (folder / "cache.json").read_bytes()
     ingest(clips, config(tmp_path), progress=False)
     assert {f: f.stat().st_mtime_ns for f in files} == times
 
     # as after a kill: no card of the whole, one part without its card, one lost, a half-written leftover
-    (cache.path / "cache.json").unlink()
-    (cache.path / "part-00001.json").unlink()
-    (cache.path / "part-00001.parquet").write_bytes(b"half")
-    (cache.path / "part-00002.json").unlink()
-    (cache.path / "part-00002.parquet").unlink()
-    (cache.path / ".abc.tmp").write_bytes(b"half")
+    (folder / "cache.json").unlink()
+    (folder / "part-00001.json").unlink()
+    (folder / "part-00001.parquet").write_bytes(b"half")
+    (folder / "part-00002.json").unlink()
+    (folder / "part-00002.parquet").unlink()
+    (folder / ".abc.tmp").write_bytes(b"half")
     with pytest.raises(CRMTError, match="no finished set"):
-        load_cache(cache.path)
+        load_cache(cache.folder)
     again = ingest(clips, config(tmp_path), progress=False)
-    assert rows_of(again.parts) == before and (again.path / "cache.json").read_bytes() == card
+    assert rows_of(again.parts) == before and (folder / "cache.json").read_bytes() == card
     for number in (0, 3):
-        part = cache.path / f"part-{number:05d}.parquet"
+        part = folder / f"part-{number:05d}.parquet"
         assert part.stat().st_mtime_ns == times[part]
-    assert not list(again.path.glob("*.tmp")) and not list(again.path.glob(".*.tmp"))
+    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
 
-    (cache.path / "part-00000.parquet").unlink()
+    (folder / "part-00000.parquet").unlink()
     with pytest.raises(CRMTError, match="Delete the folder"):
-        load_cache(cache.path)
+        load_cache(cache.folder)
 
 
 def test_too_many_failures_stop_with_the_counts(ray_cluster: None, clips: ClipIndex, tmp_path: Path) -> None:
@@ -228,15 +231,21 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, arguments: l
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
 
 
-def test_the_command_prints_what_came_out(
-    ray_cluster: None, clips: ClipIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_reads_the_lists_once_and_prints_what_came_out(
+    ray_cluster: None,
+    clips: ClipIndex,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    reads, load = [], manifest.load
+    monkeypatch.setattr(manifest, "load", lambda data: reads.append(1) or load(data))
     table = clips.clips.assign(label=[clips.classes[i] for i in clips.clips["label"]])
     table[["path", "label", "split"]].to_csv(tmp_path / "manifest.csv", index=False)
     sections = {"data": {**CONFIG, "cache": str(tmp_path)}}
     (tmp_path / "c.json").write_text(json.dumps(sections))  # JSON is YAML
     arguments = ["--dataset", "manifest", "--data-root", str(tmp_path), "--config", str(tmp_path / "c.json")]
-    assert ingest_module.main(arguments) == 0
+    assert ingest_module.main(arguments) == 0 and len(reads) == 1
     printed = capsys.readouterr()
     assert "1 truncated" in printed.out and "9 clips decoded" in printed.out
     assert "13 of 13 clips" in printed.err
