@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
+
 Put = Callable[[Path, int], object]
 Nesting = Literal["flat", "split", "class"]
 
@@ -129,3 +131,26 @@ def ucf101(
         file.parent.mkdir(parents=True, exist_ok=True)
         put(file.with_suffix(container), label)
     return root
+
+
+def manifest(
+    root: Path,
+    put: Put = touch,
+    *,
+    table: Literal["csv", "parquet"] = "csv",
+    containers: tuple[str, ...] = (".mp4",),
+    each: tuple[int, int] = (4, 2),
+) -> Path:
+    """One table of clips in folders by class, in each container in turn; returns the table itself, not its folder."""
+    rows = []
+    for label, name in enumerate(KINETICS_LABELS):
+        for split, count in zip(("train", "test"), each, strict=True):
+            for number in range(count):
+                file = Path(name) / f"{split} {number}{containers[len(rows) % len(containers)]}"
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                put(root / file, label)
+                rows.append((str(file), name, split, f"camera {number % 2}"))
+    found = pd.DataFrame(rows, columns=["path", "label", "split", "device"])
+    path = root / f"clips.{table}"
+    found.to_csv(path, index=False) if table == "csv" else found.to_parquet(path, index=False)
+    return path

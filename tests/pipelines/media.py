@@ -51,6 +51,36 @@ def make_media(
     return path
 
 
+CODECS = {
+    ".mp4": ("libx264", "aac"),
+    ".webm": ("libvpx-vp9", "libopus"),
+    ".mkv": ("libx265", "aac"),
+    ".avi": ("mpeg4", "libmp3lame"),
+    ".mov": ("libx264", "pcm_s16le"),
+    ".mpg": ("mpeg2video", "mp2"),
+    ".wmv": ("wmv2", "wmav2"),
+    ".ogv": ("libtheora", "libvorbis"),
+}
+"""What clips of each container usually hold."""
+_TINTS = (("1", "0.2", "0.2"), ("0.2", "1", "0.2"), ("0.2", "0.2", "1"))
+_QUIET = {"libx265": ["-x265-params", "log-level=none"], "libsvtav1": ["-svtav1-params", "lp=1"]}
+
+
+def class_clip(path: Path, label: int, codecs: tuple[str, str] | None = None) -> Path:
+    """A second of a clip of class 0, 1 or 2: red, green or blue, still or moving left or right, 300, 700 or 1,500 Hz.
+
+    By default in the codecs of its container; a sound codec of "" leaves the sound out.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    video, audio = codecs or CODECS[path.suffix.lower()]
+    red, green, blue = (f"val*{share}" for share in _TINTS[label])
+    picture = f"testsrc2=size=64x64:rate=25:duration=1,lutrgb={red}:{green}:{blue},scroll=h={(0, 0.06, -0.06)[label]}"
+    sound = ["-f", "lavfi", "-i", f"sine=frequency={(300, 700, 1500)[label]}:sample_rate=44100:duration=1"]
+    ffmpeg("-f", "lavfi", "-i", picture, *(sound if audio else []), "-c:v", video, *_QUIET.get(video, []),
+           "-pix_fmt", "yuv420p", *(["-c:a", audio, "-ar", "48000"] if audio else []), f"file:{path}")  # fmt: skip
+    return path
+
+
 def cut(source: Path, target: Path, share: float) -> Path:
     """The first `share` of a file's bytes."""
     content = source.read_bytes()

@@ -26,12 +26,17 @@ def signals(rate: int) -> dict[str, NDArray[np.float32]]:
     """A second of each kind of sound."""
     rng, t = np.random.default_rng(0), np.arange(rate) / rate
     syllables = (1 + np.sin(2 * np.pi * 4 * t)) / 2
+    harmonics = (0.3 / k * np.sin(2 * np.pi * 120 * k * t + k) for k in range(1, 25))
     made = {
         "noise": rng.normal(0, 0.1, rate),
         "quiet noise": rng.normal(0, 1e-3, rate),
         "tone": 0.5 * np.sin(2 * np.pi * 440 * t),
         "tones": sum((0.1 * np.sin(2 * np.pi * f * t) for f in (100, 1000, 3000)), np.zeros(rate)),
         "sweep": 0.3 * np.sin(2 * np.pi * (100 * t + 800 * t * t)),
+        "chirp": 0.4 * np.sin(2 * np.pi * (50 * t + (rate / 2 - 100) / 2 * t * t)),
+        "full tone": 0.99 * np.sin(2 * np.pi * 1000 * t),
+        "tone and hiss": 0.5 * np.sin(2 * np.pi * 440 * t) + rng.normal(0, 1e-4, rate),
+        "vowel": sum(harmonics, np.zeros(rate)),
         "speech-like": np.convolve(rng.normal(0, 0.3, rate), np.hanning(30) / 15, "same") * syllables,
         "offset": 0.2 + rng.normal(0, 0.01, rate),
         "silence": np.zeros(rate),
@@ -70,11 +75,14 @@ def test_fbank_is_kaldis(rate: int, mels: int) -> None:
 
 
 def compare(ours: NDArray[np.float32], theirs: NDArray[np.float32], name: str) -> None:
-    """To 1e-3; 50 dB and more below a frame's loudest band the peer's float32 rounding shows, and it is 5e-3."""
+    """Natural logarithms of power, to 1e-3 in every band up to 70 dB below its frame's loudest one (measured: 6e-4).
+
+    Softer bands are leakage of the loud ones and what float32 makes of it: the peer transforms in float32, we in
+    float64. There the two part by up to 1e-2 (measured: 9e-3, in a chirp's bands 84 dB below and softer).
+    """
     assert ours.shape == theirs.shape and ours.dtype == np.float32, name
-    difference = np.abs(ours - theirs)
-    audible = theirs > theirs.max(axis=0) - 5 * np.log(10)
-    assert difference[audible].max() < 1e-3 and difference.max() < 5e-3, name
+    difference, below = np.abs(ours - theirs), (theirs.max(axis=0) - theirs) * 10 / np.log(10)
+    assert difference[below <= 70].max() < 1e-3 and difference.max() < 1e-2, name
 
 
 def test_fbank_of_128_bands_at_16_khz_is_kaldis() -> None:
@@ -161,28 +169,47 @@ def test_settings_without_effect_are_refused(settings: dict[str, object], messag
 
 
 @pytest.mark.parametrize(
-    ("name", "video", "codec", "rate"),
+    ("name", "video", "codec", "rate", "frame", "frames"),
     [
-        ("a.mp4", "libx264", "aac", 44100),
-        ("a.mp4", "libx264", "aac", 8000),
-        ("a.mkv", "mpeg4", "libmp3lame", 48000),
-        ("a.webm", "libvpx-vp9", "libopus", 48000),
-        ("a.wav", "", "pcm_s16le", 22050),
+        ("a.wav", "", "pcm_s16le", 22050, 0, 0),
+        ("a.flac", "", "flac", 44100, 0, 0),
+        ("a.mov", "libx264", "pcm_s16le", 44100, 0, 0),
+        ("a.mp4", "libx264", "aac", 44100, 1024, 0),
+        ("a.mp4", "libx264", "aac", 8000, 1024, 0),
+        ("a.mkv", "libx264", "aac", 44100, 1024, 1),
+        ("a.ts", "libx264", "aac", 44100, 1024, 2),
+        ("a.mp3", "", "libmp3lame", 44100, 1152, 0),
+        ("a.mkv", "mpeg4", "libmp3lame", 48000, 1152, 0),
+        ("a.avi", "mpeg4", "libmp3lame", 44100, 1152, 2),
+        ("a.mpg", "mpeg2video", "mp2", 44100, 1152, 1),
+        ("a.webm", "libvpx-vp9", "libopus", 48000, 960, 0),
+        ("a.mp4", "libx264", "libopus", 48000, 960, 1),
+        ("a.ogv", "libtheora", "libvorbis", 44100, 0, 0),
     ],
 )
-def test_the_length_of_the_sound_is_that_of_pyav(tmp_path: Path, name: str, video: str, codec: str, rate: int) -> None:
-    """To one frame of the spectrogram (10 ms) and of the codec (its lead-in counts in neither or is one frame)."""
+def test_the_length_of_the_sound_is_right_to_a_frame_of_its_codec(
+    tmp_path: Path, name: str, video: str, codec: str, rate: int, frame: int, frames: int
+) -> None:
+    """To the sample where sound is not coded in frames or the container says what to leave out of them.
+
+    Else a codec's last frame is padded to the whole, and where nothing marks the encoder's lead-in either (AVI, MPEG
+    transport streams), that adds up to another frame. PyAV finds the same number of samples everywhere but in MP4 with
+    AAC: there it passes over the end that the edit list names, by less than a frame.
+    """
     path = make_media(tmp_path / name, sample_rate=rate, seconds=2.3, picture=bool(video), codecs=(video, codec))
+    found = len(open_container(path, 16000, 10.0, time.monotonic() + 60).waveform)
+    one = frame * 16000 / rate
+    assert 0 <= found - 2.3 * 16000 <= frames * one
+    longer = pyav_samples(path, 16000) - found
+    assert 0 <= longer < one if (path.suffix, codec) == (".mp4", "aac") else longer == 0
+
+
+def pyav_samples(path: Path, rate: int) -> int:
+    """Mono samples at `rate` that PyAV decodes."""
     with av.open(str(path)) as container:
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=16000)
-        frames = [piece for frame in container.decode(stream) for piece in resampler.resample(frame)]
-        frames += resampler.resample(None)
-        length = sum(frame.samples for frame in frames)
-    sound = open_container(path, 16000, 10.0, time.monotonic() + 60)
-    one = max(160, round(1152 * 16000 / rate) + 1 if codec == "libmp3lame" else round(1024 * 16000 / rate) + 1)
-    assert abs(len(sound.waveform) - length) <= one
-    assert abs(len(sound.waveform) - 2.3 * 16000) <= one
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+        frames = [piece for frame in container.decode(audio=0) for piece in resampler.resample(frame)]
+        return sum(frame.samples for frame in [*frames, *resampler.resample(None)])
 
 
 def test_sixteen_channels_become_one(tmp_path: Path) -> None:
