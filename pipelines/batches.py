@@ -251,6 +251,7 @@ class StreamClips:
             filesystem=self.index.folder.filesystem,
             columns=[*_READ_COLUMNS, "split", *self.index.shapes],
             ray_remote_args={"num_cpus": STREAM_TASK_CPUS},
+            override_num_blocks=len(parts),  # the shuffle below sees blocks: theirs must not follow the cluster's size
         ).map_batches(
             partial(_decode_wanted, split=split, ids=ids, shapes=self.index.shapes),
             batch_format="pyarrow",

@@ -52,7 +52,7 @@ FORMAT = 4
 """Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
 
 _CARD, _QUARANTINE_FILE = "cache.json", "quarantine.csv"
-_SHARD_CLIPS, _MOST_SHARDS = 64, 512
+_SHARD_CLIPS = 64  # of one task and Parquet part: what a task holds does not grow with the set
 _QUARANTINE = ("clip_id", "path", "split", "reason", "detail")
 
 
@@ -110,10 +110,12 @@ def ingest(
     Needs a running Ray. A clip that cannot be decoded becomes a row of the quarantine, with its reason.
 
     Raises:
-        CRMTError: more than `data.max_failure_share` of the clips failed. What was decoded stays in the cache.
+        CRMTError: more than `data.max_failure_share` of the clips have no file, of which none is then decoded, or
+            failed. What was decoded stays in the cache.
         BadInputError: an unknown modality, or a class or a split of which no clip could be decoded.
     """
     check_modalities(modalities)
+    _check_missing(index, data.max_failure_share)
     modalities = tuple(m for m in MODALITIES if m in modalities)
     key = cache_key(index, data, modalities)
     folder = clips_root(data) / f"{index.name}-{key[:16]}"
@@ -264,11 +266,10 @@ def _build(
 
 def _shards(index: ClipIndex) -> list[pd.DataFrame]:
     """The clips in the order of the index, cut into shards of one split each: a reader of one split reads no other."""
-    size = max(_SHARD_CLIPS, -(-len(index) // _MOST_SHARDS))
     shards = []
     for split in SPLITS:
         clips = index.clips[index.clips["split"] == split]
-        shards += [clips.iloc[i : i + size] for i in range(0, len(clips), size)]
+        shards += [clips.iloc[i : i + _SHARD_CLIPS] for i in range(0, len(clips), _SHARD_CLIPS)]
     return shards
 
 
@@ -311,6 +312,15 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
 def _by_reason(cache: ClipCache) -> str:
     counts = cache.quarantine["reason"].value_counts()
     return ", ".join(f"{counts[r]} {r}" for r in REASONS if r in counts)
+
+
+def _check_missing(index: ClipIndex, allowed: float) -> None:
+    missing = len(index.listing.missing)
+    if missing > allowed * len(index):
+        raise CRMTError(
+            f"{missing} of {len(index)} clips of {index.name} have no file; data.max_failure_share allows "
+            f"{allowed:.0%}. Nothing was decoded. ingest.py --check lists them: find them, or raise data.max_failure_share"
+        )
 
 
 def _check_failures(cache: ClipCache, index: ClipIndex, allowed: float) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 from crmt.errors import BadInputError, CRMTError
 from pipelines import ingest as ingest_module
 from pipelines.datasets import manifest
-from pipelines.datasets.index import ClipIndex
+from pipelines.datasets.index import ClipIndex, Listing
 from pipelines.decode import decode_clip
 from pipelines.ingest import cache_key, ingest, load_cache
 from pipelines.schema import DataConfig
@@ -139,6 +140,15 @@ def test_too_many_failures_stop_with_the_counts(ray_cluster: None, clips: ClipIn
         assert "4 of 13 clips" in message and "1 truncated" in message and "1 not_media" in message
         assert "quarantine.csv" in message and "30%" in message and "\n" not in message
     assert ingest(clips, config(tmp_path), progress=False).failed == 4
+
+
+def test_too_many_clips_without_a_file_stop_before_anything_is_decoded(
+    ray_cluster: None, clips: ClipIndex, tmp_path: Path
+) -> None:
+    index = replace(clips, listing=Listing(missing=frozenset({"good1.mp4"})))
+    with pytest.raises(CRMTError, match=r"1 of 13 clips of manifest have no file; .* allows 5%\. Nothing was decoded"):
+        ingest(index, config(tmp_path, max_failure_share=0.05), progress=False)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_clips_that_took_too_long_are_tried_again_with_more_time(
