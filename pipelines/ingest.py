@@ -319,7 +319,8 @@ def _check_missing(index: ClipIndex, allowed: float) -> None:
     if missing > allowed * len(index):
         raise CRMTError(
             f"{missing} of {len(index)} clips of {index.name} have no file; data.max_failure_share allows "
-            f"{allowed:.0%}. Nothing was decoded. ingest.py --check lists them: find them, or raise data.max_failure_share"
+            f"{allowed:.0%}. Nothing was decoded. ingest.py --check lists them: find them, or raise "
+            "data.max_failure_share"
         )
 
 
