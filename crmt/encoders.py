@@ -56,6 +56,15 @@ class BatchNorm(nn.BatchNorm2d):
         return torch.addcmul((self.bias - mean * scale)[:, None, None], input, scale[:, None, None])
 
 
+class _Shortcut(nn.Conv2d):
+    """A 1 × 1 convolution with a stride, as a slice and one without: oneDNN's own gradient of it writes past its buffer
+    where it has fewer than 16 channels and large inputs (oneDNN issue 6035), and the process dies."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        down, right = self.stride
+        return F.conv2d(input[:, :, ::down, ::right], self.weight)
+
+
 class ResidualBlock(nn.Module):
     """Two 3 × 3 convolutions and a shortcut (He et al., 2016)."""
 
@@ -68,7 +77,7 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), BatchNorm(channels_out)
+                _Shortcut(channels_in, channels_out, 1, stride, bias=False), BatchNorm(channels_out)
             )
 
     def forward(self, x: Tensor) -> Tensor:

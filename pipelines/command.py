@@ -70,7 +70,7 @@ def start_ray(address: str | None = None, *, dashboard: bool = True) -> str | No
     Returns the dashboard's address, or None where there is none.
 
     Raises:
-        CRMTError: no cluster answers at `address`.
+        CRMTError: no cluster answers at `address`, or Ray does not start in time.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -89,6 +89,12 @@ def start_ray(address: str | None = None, *, dashboard: bool = True) -> str | No
         except ConnectionError:
             where = address or os.environ.get("RAY_ADDRESS")
             raise CRMTError(f"no Ray cluster answers at {where}: start one, or leave the address out") from None
+        except Exception as error:  # Ray's own, of no class
+            if "timed out during startup" not in str(error):
+                raise
+            raise CRMTError(
+                "Ray did not start within 30 s: this machine is too busy. Try again when it is not"
+            ) from None
         url = getattr(context, "dashboard_url", None)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

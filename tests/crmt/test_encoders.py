@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from crmt.encoders import ENCODERS, BatchNorm, build_encoder
+from crmt.encoders import ENCODERS, BatchNorm, ResidualBlock, build_encoder
 from crmt.errors import BadInputError
 from tests.crmt.tiny import IMAGE, MOTION, SOUND
 
@@ -19,6 +19,26 @@ def test_features_have_the_asked_width(name: str, modality: object) -> None:
     chosen = {"video": IMAGE, "audio": SOUND, "flow": MOTION}[modality.name]  # type: ignore[attr-defined]
     encoder = build_encoder(name, chosen, 16).eval()
     assert encoder(torch.randn(3, *chosen.shape)).shape == (3, 16)
+
+
+@pytest.mark.parametrize("width", [64, 65])
+def test_the_shortcut_is_a_convolution_with_a_stride(width: int) -> None:
+    block = ResidualBlock(8, 16, 2).double()
+    shortcut = next(m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))
+    x, same = (torch.randn(2, 8, 32, width, dtype=torch.float64).requires_grad_() for _ in range(2))
+    same.data.copy_(x)
+    ours, theirs = shortcut(x), nn.functional.conv2d(same, shortcut.weight, stride=2)
+    torch.testing.assert_close(ours, theirs)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    torch.testing.assert_close(x.grad, same.grad)
+
+
+def test_narrow_encoders_of_large_inputs_can_be_trained() -> None:
+    """With oneDNN's own strided 1 × 1 convolution the process died here, on processors with AVX-512."""
+    encoder = build_encoder("small_resnet", replace(SOUND, shape=(1, 128, 512)), 16)
+    encoder(torch.randn(4, 1, 128, 512)).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in encoder.parameters())
 
 
 def test_frames_share_the_trunk_and_are_averaged() -> None:
