@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
 SOUND = {"data": {"audio": {"sample_rate": 8000, "seconds": 1.0, "n_fft": 512, "hop": 200, "mels": 16, "frames": 40}}}
 FLOW: dict[str, Any] = {
     "data": {"flow": {"bound": 5.0}},
-    "model": {"encoders": {"video": "small_resnet", "flow": "small_resnet"}},
+    "model": {"encoders": {"video": "small_resnet", "flow": "small_resnet"}, "features": 16},
     "train": {"epochs": 30},
 }
 SHAPES = {"video": (2, 3, 36, 36), "audio": (1, 16, 40), "flow": (2, 2, 36, 36)}
