@@ -1,10 +1,9 @@
-"""Settings compared over seeds, by the project's own sweep: mean ± deviation of every measured number.
+"""How hard is avdigits for plain joint training, on one modality and on both? Three seeds, by the project's own sweep.
 
-python benchmarks/compare.py crmt_vs_jt      does CRMT-JT help on avdigits? 6 trials, about 10 minutes on 2 cores
-python benchmarks/compare.py calibration     how hard is avdigits? 9 trials of JT, about 7 minutes on 2 cores
+python benchmarks/calibration.py     9 trials of JT, about 7 minutes on 2 cores
 
-Prints a table and writes it to benchmarks/results/<name>.md with the commit, the hardware and the time it took. The run
-is kept under runs/; an interrupted one goes on with --resume DIR.
+Prints mean ± deviation of every measured number and writes them to benchmarks/results/calibration.md with the commit,
+the hardware and the time it took. The run is kept under runs/; an interrupted one goes on with --resume DIR.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,45 +30,29 @@ SEED = "train.seed"
 ENCODER = "small_resnet"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A grid of settings and seeds."""
-
-    question: str
-    search: dict[str, list[Any]]
-    values: dict[str, Any]
-
-
-FULL = {
+SEEDS = (0, 1, 2)
+VALUES: dict[str, Any] = {
+    "search": {},
     "sweep.algorithm": "grid",
     "sweep.scheduler": "none",
     "sweep.start_with": [],
+    "train.method": "jt",
     "attack.names": ["pgd"],
     "attack.steps": 20,
     "attack.samples": None,
+    "attack.epsilons": [0.25, 0.5, 1.0, 2.0, 4.0],
+    "certify.audit_samples": 0,
 }
-COMPARISONS = {
-    "crmt_vs_jt": Comparison(
-        "Does CRMT-JT beat JT on avdigits, clean and under PGD?",
-        {"train.method": ["jt", "crmt_jt"], SEED: [0, 1, 2]},
-        FULL | {"attack.epsilons": [0.25, 0.5, 1.0, 1.5, 2.0]},
-    ),
-    "calibration": Comparison(
-        "How hard is avdigits for JT on one modality and on both?",
-        {
-            "model.encoders": [{"video": ENCODER}, {"audio": ENCODER}, {"video": ENCODER, "audio": ENCODER}],
-            SEED: [0, 1, 2],
-        },
-        FULL | {"train.method": "jt", "attack.epsilons": [0.25, 0.5, 1.0, 2.0, 4.0], "certify.audit_samples": 0},
-    ),
+GRID: dict[str, list[Any]] = {
+    "model.encoders": [{"video": ENCODER}, {"audio": ENCODER}, {"video": ENCODER, "audio": ENCODER}],
+    SEED: list(SEEDS),
 }
 
 
-def configuration(comparison: Comparison) -> RunConfig:
+def configuration() -> RunConfig:
     """avdigits' own configuration with the grid in place of its search."""
-    base = load_config(CONFIG_DIR / "avdigits.yaml")
-    plain = with_values(base, {"search": {}, **comparison.values})
-    return with_values(plain, {"search": {path: {"grid": values} for path, values in comparison.search.items()}})
+    plain = with_values(load_config(CONFIG_DIR / "avdigits.yaml"), VALUES)
+    return with_values(plain, {"search": {path: {"grid": values} for path, values in GRID.items()}})
 
 
 def setting_name(params: dict[str, Any]) -> str:
@@ -145,26 +127,22 @@ def trial_minutes(folder: Path) -> float:
     return float(open_store(folder).read("trials").seconds.sum()) / 60
 
 
-def run(name: str, out: Path | None, resume: Path | None) -> int:
-    """Run a comparison, or go on with one, and write its table."""
-    comparison = COMPARISONS[name]
-    if (
-        resume
-        and read_card(resume)[0]["config"]["search"] != configuration(comparison).model_dump(mode="json")["search"]
-    ):
-        raise BadInputError(f"{resume} is not a run of {name}")
-    config = read_card(resume)[1] if resume else configuration(comparison)
-    folder = (resume or out or Path("runs") / f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+def run(out: Path | None, resume: Path | None) -> int:
+    """Run the trials, or go on with them, and write the table."""
+    wanted = configuration().model_dump(mode="json")["search"]
+    if resume and read_card(resume)[0]["config"]["search"] != wanted:
+        raise BadInputError(f"{resume} is not a run of the calibration")
+    config = read_card(resume)[1] if resume else configuration()
+    folder = (resume or out or Path("runs") / f"calibration-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     code = run_sweep(config, None if resume else folder, folder if resume else None, False, None)
     if code:
         return code
     card, _ = read_card(folder)
-    seeds = len(comparison.search[SEED])
     text = "\n".join(
         [
-            f"# {comparison.question}",
+            "# How hard is avdigits for JT on one modality and on both?",
             "",
-            f"`python benchmarks/compare.py {name}`: mean ± deviation over {seeds} seeds; accuracies",
+            f"`python benchmarks/calibration.py`: mean ± deviation over {len(SEEDS)} seeds; accuracies",
             "in % of the 597 test clips; PGD-20 (margin loss), ℓ2 budgets (video: pixels",
             "in [0, 1]; audio: standardised log-mel).",
             "",
@@ -177,7 +155,7 @@ def run(name: str, out: Path | None, resume: Path | None) -> int:
         ]
     )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / "calibration.md").write_text(text)
     print(text)
     return 0
 
@@ -185,11 +163,10 @@ def run(name: str, out: Path | None, resume: Path | None) -> int:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("name", choices=sorted(COMPARISONS))
     parser.add_argument("--out", type=Path, metavar="DIR")
     parser.add_argument("--resume", type=Path, metavar="DIR")
     options = parser.parse_args()
-    return run_command(lambda: run(options.name, options.out, options.resume))
+    return run_command(lambda: run(options.out, options.resume))
 
 
 if __name__ == "__main__":
