@@ -22,7 +22,7 @@ def seconds_a_trial(phase: Phase, method: str, options: Options) -> float:
     config = configuration(phase, options, [{"train.method": method}])
     attack, certify = config.attack, config.certify
     training = 2.03 if "lipschitz" in phase.name else 1.1  # an epoch
-    if "attack_steps" in method_class(method).parameters():
+    if "epsilon" in method_class(method).parameters():  # several passes a step
         training = 5.5
     balls = sum(len(config.model.encoders) if ball == "each" else 1 for ball in attack.balls)
     budgets = len(attack.epsilons) * (balls + method_class(method).step2)  # after step 1 the joint ball alone

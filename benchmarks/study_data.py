@@ -92,7 +92,7 @@ class Study:
 
 ORDER = (
     "jt", "gb", "ogm_ge", "pmr", "msefm", "mixup", "mmat", "ojt", "jt_log_term", "ojt_unimodal_ce", "crmt_step1",
-    "crmt_step2", "crmt_jt", "crmt_mix", "crmt_at", "radius_loss",
+    "crmt_step2", "crmt_jt", "crmt_mix", "crmt_at", "crmt_gradient", "radius_loss",
 )  # fmt: skip
 """Of the tables; a method that is not here comes last."""
 

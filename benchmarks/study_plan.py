@@ -45,6 +45,7 @@ OTHER_AXIS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mmat": ("epsilon", (0.35, 0.7)),
     "msefm": ("epsilon", (0.35, 0.7)),
     "crmt_at": ("epsilon", (0.35, 0.7)),
+    "crmt_gradient": ("epsilon", (0.35, 0.7)),
     "crmt_step1": ("rho", (2.0, 5.0)),
     "crmt_jt": ("rho", (2.0, 5.0)),
     "crmt_mix": ("rho", (2.0, 5.0)),
@@ -64,7 +65,7 @@ LIPSCHITZ_AXIS: dict[str, tuple[str, tuple[Any, ...]]] = {
 LIPSCHITZ_ONLY = ("radius_loss",)
 LIPSCHITZ_METHODS = ("jt", "ojt", "crmt_jt", "radius_loss")
 SMOOTHING_METHODS = ("jt", "crmt_step1", "crmt_jt")
-CURVE_METHODS = ("jt", "ojt", "mmat", "crmt_step1", "crmt_jt", "crmt_mix", "crmt_at")
+CURVE_METHODS = ("jt", "ojt", "mmat", "crmt_step1", "crmt_jt", "crmt_mix", "crmt_at", "crmt_gradient")
 
 
 @dataclass(frozen=True)

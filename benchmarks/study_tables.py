@@ -189,6 +189,8 @@ CONTRASTS = (
     ("crmt_jt", "jt", "CRMT in full"),
     ("crmt_mix", "mixup", "CRMT on mixed inputs"),
     ("crmt_at", "mmat", "CRMT on adversarial inputs"),
+    ("crmt_gradient", "crmt_jt", "CRMT that pays for its gradient"),
+    ("crmt_gradient", "crmt_at", "a gradient's length instead of adversarial inputs"),
     ("ojt", "jt", "the orthogonal head alone"),
     ("jt_log_term", "jt", "the log term on the fused logits, no orthogonal head"),
     ("crmt_step1", "jt_log_term", "the log term per modality, in the orthogonal frame, instead of fused"),

@@ -60,7 +60,7 @@ def best(study: Study, phase: str, number: str) -> tuple[str, float, str] | None
 
 def does_it_help(study: Study) -> list[str]:
     """CRMT against the method that it extends, and who is in front."""
-    pairs = (("crmt_jt", "jt"), ("crmt_mix", "mixup"), ("crmt_at", "mmat"))
+    pairs = (("crmt_jt", "jt"), ("crmt_mix", "mixup"), ("crmt_at", "mmat"), ("crmt_gradient", "crmt_jt"))
     lines = [c for ours, theirs in pairs if (c := comparison(study, "final", ours, theirs, CONTRAST_NUMBERS))]
     ratios = difference(*(study.values("final", m, "indicator_ratio:estimate") for m in ("crmt_jt", "jt")))
     if ratios is not None:

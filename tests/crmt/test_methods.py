@@ -31,6 +31,7 @@ TITLES = {
     "crmt_jt": "CRMT-JT",
     "crmt_at": "CRMT-AT",
     "crmt_mix": "CRMT-Mix",
+    "crmt_gradient": "CRMT-gradient",
     "jt_log_term": "JT + log term",
     "ojt_unimodal_ce": "OJT + uni-modal CE",
 }
@@ -40,9 +41,10 @@ def test_all_methods_are_found_under_their_titles() -> None:
     assert {name: method_class(name).title for name in TITLES} == TITLES
     assert set(TITLES) <= set(method_names())
     assert not any(name == "base" or name.startswith("_") for name in method_names())
-    orthogonal = {"ojt", "crmt_step1", "crmt_step2", "crmt_jt", "crmt_at", "crmt_mix", "ojt_unimodal_ce"}
+    with_step2 = {"crmt_step2", "crmt_jt", "crmt_at", "crmt_mix", "crmt_gradient"}
+    orthogonal = with_step2 | {"ojt", "crmt_step1", "ojt_unimodal_ce"}
     assert {n for n in TITLES if method_class(n).head == "orthogonal"} == orthogonal
-    assert {n for n in TITLES if method_class(n).step2} == {"crmt_step2", "crmt_jt", "crmt_at", "crmt_mix"}
+    assert {n for n in TITLES if method_class(n).step2} == with_step2
 
 
 @pytest.mark.parametrize("name", method_names())

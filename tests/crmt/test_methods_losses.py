@@ -80,6 +80,37 @@ def test_margin_methods(name: str, rho: float, modalities: int) -> None:
     assert terms.parts.keys() == {"cross_entropy", "margin_term"}
 
 
+@pytest.mark.parametrize("rho", [0.0, 2.0])
+def test_the_gradient_method(rho: float, modalities: int) -> None:
+    """Clip by clip: its loss and ε times the length of that loss's gradient by all its inputs together."""
+    terms, step, _ = run("crmt_gradient", modalities, rho=rho, epsilon=0.3)
+    losses, lengths = [], []
+    for i, label in enumerate(step.labels):
+        inputs = {m: x[i : i + 1].clone().requires_grad_() for m, x in step.inputs.items()}
+        output, one = step.model(inputs), label[None]
+        losses.append(cross_entropy(output.logits, one) + rho * naive(output.scores, one))
+        gradients = torch.autograd.grad(losses[-1], list(inputs.values()))
+        lengths.append(torch.cat([g.flatten() for g in gradients]).norm())
+    torch.testing.assert_close(terms.parts["gradient_norm"], torch.stack(lengths).mean())
+    torch.testing.assert_close(terms.total, torch.stack(losses).mean() + 0.3 * torch.stack(lengths).mean())
+
+
+def test_the_gradient_method_has_the_loss_at_the_worst_point_of_a_small_ball(modalities: int) -> None:
+    terms, step, _ = run("crmt_gradient", modalities, epsilon=1e-4)
+    plain, _, _ = run("crmt_jt", modalities)
+    names = list(step.model.modalities)
+    inputs = {m: x.clone().requires_grad_() for m, x in step.inputs.items()}
+    output = step.model(inputs)
+    loss = cross_entropy(output.logits, step.labels) + 2.0 * naive(output.scores, step.labels)
+    gradients = dict(zip(names, torch.autograd.grad(loss * 8, list(inputs.values())), strict=True))
+    length = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
+    moved = {m: inputs[m] + 1e-4 * g / length.view(-1, *[1] * (g.ndim - 1)) for m, g in gradients.items()}
+    there = step.model(moved)
+    worst = cross_entropy(there.logits, step.labels) + 2.0 * naive(there.scores, step.labels)
+    grown, expected = (float((loss - plain.total).detach()) for loss in (worst, terms.total))
+    assert grown == pytest.approx(expected, rel=1e-2)
+
+
 def test_unimodal_cross_entropy(modalities: int) -> None:
     terms, step, _ = run("ojt_unimodal_ce", modalities, unimodal_weight=0.7)
     output = step.model(step.inputs)
