@@ -33,6 +33,7 @@ EACH = (9, 3)
 SMALL: dict[str, Any] = {
     "data": {
         "mode": "memory",
+        "decode_timeout": 600.0,  # a busy machine is no failure
         "validation_share": 0.34,
         "video": {"frames": 2, "size": 36, "crop": 32},
         "augment": {"pad": 0, "flip": False},

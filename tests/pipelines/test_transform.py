@@ -217,7 +217,7 @@ def test_constants_of_the_standardisation(ray_cluster: None, clips: ClipIndex, t
     for name, value in {"train": "train", "published": "published", "given": [1.5, 2.5]}.items():
         data = clips_config(tmp_path, audio={**audio, "standardise": value})
         caches[name] = ingest(clips, data, ("audio",), progress=False)
-    assert len({c.path for c in caches.values()}) == 1
+    assert len({c.folder for c in caches.values()}) == 1
     constants = {n: (c.modalities["audio"].mean[0], c.modalities["audio"].std[0]) for n, c in caches.items()}
     assert constants["published"] == PUBLISHED_FBANK == (-4.503877, 10.282552) and constants["given"] == (1.5, 2.5)
     table = read_table(caches["train"], ("audio",))
