@@ -62,7 +62,7 @@ class Container:
 
 
 def check_file(path: Path) -> None:
-    try:
+    with _reading():
         if not path.is_file():
             kind = "unreadable" if path.exists() else "missing"
             raise DecodeError(kind, "not a plain file" if path.exists() else "no such file")
@@ -70,6 +70,13 @@ def check_file(path: Path) -> None:
             raise DecodeError("empty", "0 bytes")
         _check_boxes(path)
         _check_size(path)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """What the disk refuses is a reason of this clip alone."""
+    try:
+        yield
     except OSError as error:
         raise DecodeError("unreadable", error.strerror or str(error)) from None
 
@@ -172,7 +179,8 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
     waveform = np.frombuffer(samples[: len(samples) // 4 * 4], np.float32)
     origin = float((duration and duration[4]) or 0)
     video_start, sound_start = (max(_start(s) - origin, 0.0) if s else 0.0 for s in (picture, heard))
-    tracks = _track_seconds(path)
+    with _reading():
+        tracks = track_seconds(path)
     video_end, sound_end = _tagged_end(picture, longest, origin), _tagged_end(heard, longest, origin)
     read_end = sound_start + len(waveform) / sample_rate
     if sound_end is not None:  # Matroska: where a late sound sets in is not always in the header
@@ -190,13 +198,6 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
         waveform=waveform,
         message=message,
     )
-
-
-def _track_seconds(path: Path) -> dict[bytes, float]:
-    try:
-        return track_seconds(path)
-    except OSError as error:
-        raise DecodeError("unreadable", error.strerror or str(error)) from None
 
 
 @contextlib.contextmanager

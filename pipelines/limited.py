@@ -32,7 +32,7 @@ def run_limited(command: list[str], deadline: float, most: int = 2**30) -> tuple
                 resource.prlimit(process.pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
                 cpu = math.ceil(seconds) + 1  # should this process be killed, it ends nevertheless
                 resource.prlimit(process.pid, resource.RLIMIT_CPU, (cpu, cpu))
-            output, log = _read(command[0], {process.stdout: most, process.stderr: _MOST_LOG}, deadline)
+            output, log = _read({process.stdout: most, process.stderr: _MOST_LOG}, deadline)
             process.wait(max(deadline - time.monotonic(), 0.001))
         except (TimeoutError, subprocess.TimeoutExpired):
             process.kill()
@@ -43,23 +43,22 @@ def run_limited(command: list[str], deadline: float, most: int = 2**30) -> tuple
     return output, log
 
 
-def _read(name: str, pipes: dict[IO[bytes], int], deadline: float) -> list[bytes]:
+def _read(pipes: dict[IO[bytes], int], deadline: float) -> list[bytes]:
     """All that comes out of each pipe, in their order."""
     found = {pipe: bytearray() for pipe in pipes}
     with selectors.DefaultSelector() as selector:
         for pipe in pipes:
-            selector.register(pipe, selectors.EVENT_READ)
+            selector.register(pipe, selectors.EVENT_READ, pipe)
         while selector.get_map():
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
             for key, _ in selector.select(left):
-                pipe = next(p for p in pipes if p is key.fileobj)
+                pipe = key.data
                 chunk = os.read(key.fd, _CHUNK)
                 if not chunk:
                     selector.unregister(pipe)
                 found[pipe] += chunk
                 if len(found[pipe]) > pipes[pipe]:
-                    program = os.path.basename(name).partition("-")[0]  # noqa: PTH119
-                    raise DecodeError("failed", f"{program} wrote more than {pipes[pipe]} bytes and was stopped")
+                    raise DecodeError("failed", f"ffmpeg wrote more than {pipes[pipe]} bytes and was stopped")
     return [bytes(content) for content in found.values()]
