@@ -73,7 +73,7 @@ def test_settings_go_to_the_methods_that_have_them() -> None:
     assert create("jt", rho=0.7) == create("jt")
     assert create("crmt_jt", rho=None) == create("crmt_jt")
     assert method_class("crmt_jt").parameters() == ("rho",)
-    assert parameters_of_all()["epsilon"] == ["CRMT-AT", "MMAT", "MSEFM"]
+    assert parameters_of_all()["epsilon"] == ["CRMT-AT", "CRMT-gradient", "MMAT", "MSEFM"]
     assert parameters_of_all()["mixup_alpha"] == ["CRMT-Mix", "Mixup"]
 
 
