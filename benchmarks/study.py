@@ -3,17 +3,20 @@
 python benchmarks/study.py                    run everything: 2 hours and a half on 2 cores
 python benchmarks/study.py --dry-run          the plan with an estimate of the time
 python benchmarks/study.py --resume DIR       go on after Ctrl-C, a crash or a reboot; failed trials stay failed
+python benchmarks/study.py --resume DIR --also my_method
+                                              search, train and measure one more method as the others were
 python benchmarks/study.py report DIR         print answers and tables of any study folder, also of an unfinished one
 
 A study folder holds one run folder a phase (search, search_wider, final, lipschitz_search, lipschitz_search_wider,
-lipschitz, smoothing, rho, curves). At its end the report goes to benchmarks/results/study.md, its pictures and CSV
-files to benchmarks/results/study/. The report of a study with fewer methods, seeds, phases, epochs or clips goes to
-report/ in its folder, unless --results is given.
+lipschitz, smoothing, rho, curves; final-2 and so on for methods that joined later). At its end the report goes to
+benchmarks/results/study.md, its pictures and CSV files to benchmarks/results/study/. The report of a study with fewer
+methods, seeds, phases, epochs or clips goes to report/ in its folder, unless --results is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import shutil
@@ -25,7 +28,7 @@ from pathlib import Path
 
 import optuna
 from study_cost import cores, seconds_a_trial
-from study_data import ended, read_study
+from study_data import ended, read_study, sweeps_of
 from study_plan import (
     Options,
     Phase,
@@ -33,6 +36,7 @@ from study_plan import (
     Tried,
     choice,
     configuration,
+    joining,
     missing_encoders,
     phases_of,
     points_in,
@@ -47,7 +51,7 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines.command import run_command
 from pipelines.preflight import check_settings
 from pipelines.results import ResultsStore
-from pipelines.run_folder import CARD, check_free, read_card
+from pipelines.run_folder import check_free, read_card
 from pipelines.sweep import run_sweep
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -58,33 +62,38 @@ def run(options: Options, folder: Path, results: Path) -> int:
     tried: dict[str, list[Tried]] = {}
     phases = phases_of(options)
     for place, phase in enumerate(phases, 1):
-        where = folder / phase.name
         print(f"\n=== {phase.name} ({place} of {len(phases)}): {phase.question}", flush=True)
-        code = run_phase(phase, options, where, choice(tried.get(phase.needs or "", [])))
+        code = run_phase(phase, options, folder, choice(tried.get(phase.needs or "", [])))
         if code:
             print(f"the study goes on with: python benchmarks/study.py --resume {folder}", file=sys.stderr)
             return code
         if phase.search:
-            found = searched(ResultsStore(where / "results"), points_in(read_card(where)[1]))
-            tried[phase.search] = tried.get(phase.search, []) + found
+            for where in sweeps_of(folder, phase):
+                found = searched(ResultsStore(where / "results").read("trials"), points_in(read_card(where)[1]))
+                tried[phase.search] = tried.get(phase.search, []) + found
     print("\n" + build(read_study(folder), results))
     print(f"written: {results / 'study.md'}")
     return 0
 
 
-def run_phase(phase: Phase, options: Options, where: Path, chosen: dict[str, Point]) -> int:
-    """One phase: skipped where it is done, gone on with where it had begun; returns the exit code."""
-    if (where / CARD).exists():
+def run_phase(phase: Phase, options: Options, folder: Path, chosen: dict[str, Point]) -> int:
+    """One phase: gone on with where it had begun, then run for the methods that it has not; returns the exit code."""
+    sweeps, planned = sweeps_of(folder, phase), []
+    for where in sweeps:
         config = read_card(where)[1]
-        if ended(ResultsStore(where / "results"), points_in(config)):
-            print("done before")
-            return 0
-        return run_sweep(config, None, where, False, None)
+        planned += points_in(config)
+        over = ended(ResultsStore(where / "results"), points_in(config))
+        if not over and (code := run_sweep(config, None, where, False, None)):
+            return code
+    points = joining(points_of(phase, options, chosen), planned)
+    if not points and not sweeps:
+        raise CRMTError(f"phase {phase.name!r} has nothing to run: no trial of {phase.needs!r} finished")
+    if not points:
+        print("done")
+        return 0
+    where = folder / (f"{phase.name}-{len(sweeps) + 1}" if sweeps else phase.name)
     if where.exists():  # killed before its card was written: nothing in it yet
         shutil.rmtree(where)
-    points = points_of(phase, options, chosen)
-    if not points:
-        raise CRMTError(f"phase {phase.name!r} has nothing to run: no trial of {phase.needs!r} finished")
     return run_sweep(configuration(phase, options, points), where, None, False, None)
 
 
@@ -144,6 +153,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("study", nargs="?", type=Path, metavar="DIR", help="report: the study's folder")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the study's folder; default runs/study-<time>")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a study; it keeps its own options")
+    parser.add_argument("--also", type=_words, metavar="METHODS", help="with --resume: methods that join the study")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, and stop")
     parser.add_argument("--methods", type=_words, help="with commas; default: all")
     parser.add_argument("--phases", type=_words, help="with commas; default: all")
@@ -190,8 +200,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BadInputError(f"give the folder of a new study as --out {given.study}, of an old one as --resume")
         if given.resume:
             if given.out or any(getattr(given, name) is not None for name in SHRINKING):
-                raise BadInputError("--resume takes the study's own options: leave out the other arguments")
+                raise BadInputError("--resume takes the study's own options: leave out the others, but for --also")
             folder, options = given.resume.resolve(), Options.read(given.resume)
+            joined = tuple(dict.fromkeys([*options.methods, *study_methods(given.also or options.methods)]))
+            options = dataclasses.replace(options, methods=joined)
+        elif given.also:
+            raise BadInputError("--also goes with --resume; a new study has the methods of --methods")
         else:
             folder = (given.out or Path("runs") / f"study-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
             options = options_of(given)
@@ -200,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(plan_text(options), flush=True)
         if given.dry_run:
             return 0
-        if not given.resume:
+        if given.also or not given.resume:
             options.write(folder)
         return run(options, folder, given.results or (folder / "report" if options.shrunken else RESULTS))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from study_plan import Options, Phase, Point, Tried, choice, matches, phases_of, points_in, points_of, searched
+from study_plan import Options, Phase, Point, Tried, choice, joining, matches, phases_of, points_in, points_of, searched
 
 from crmt.certificates.smoothing_audit import violations_allowed
 from crmt.methods import method_class, method_names
@@ -44,13 +45,20 @@ class PhaseRun:
     planned: list[Point]
     """Empty where the search that it needs has not chosen."""
     trials: pd.DataFrame
-    """One row a planned point that finished: the row of `trials`, with `rho` of its configuration."""
-    card: dict[str, Any] | None
+    """One row a planned point that finished: the row of `trials`, with `rho` of its configuration and its `sweep`."""
+    cards: dict[str, dict[str, Any]]
+    """Of its sweeps, by folder name: one, and one more for methods that joined the study later; empty if not begun."""
+    stores: dict[str, ResultsStore] = field(default_factory=dict)
     failed: tuple[Failure, ...] = ()
 
     @property
-    def store(self) -> ResultsStore | None:
-        return None if self.card is None else ResultsStore(Path(self.card["folder"]) / "results")
+    def card(self) -> dict[str, Any] | None:
+        """Of the first sweep."""
+        return next(iter(self.cards.values()), None)
+
+    def read(self, table: str) -> pd.DataFrame:
+        """The rows of all its sweeps, each trial's name with its sweep's before it."""
+        return joined([_named(store.read(table), sweep) for sweep, store in self.stores.items()])
 
 
 @dataclass(frozen=True)
@@ -119,12 +127,12 @@ def read_study(folder: Path) -> Study:
     chosen: dict[str, dict[str, Point]] = {}
     tried: dict[str, list[Tried]] = {}
     for phase in phases_of(options):
-        run = _read_phase(folder / phase.name, phase, options, chosen)
+        run = _read_phase(folder, phase, options, chosen)
         runs[phase.name] = run
-        if phase.search and run.store is not None:
-            tried[phase.search] = tried.get(phase.search, []) + searched(run.store, run.planned)
+        if phase.search and run.cards:
+            tried[phase.search] = tried.get(phase.search, []) + searched(run.read("trials"), run.planned)
             chosen[phase.search] = choice(tried[phase.search])
-    measured = [r for r in runs.values() if not r.phase.search and r.store is not None and len(r.trials)]
+    measured = [r for r in runs.values() if not r.phase.search and len(r.trials)]
     radii = [r for r in map(_radii, measured) if len(r)]
     all_radii = pd.concat(radii, ignore_index=True) if radii else _empty(_RADII)
     parts = [p for p in (_certified(all_radii), *map(_numbers, runs.values())) if len(p)]
@@ -140,18 +148,42 @@ def _empty(columns: list[str]) -> pd.DataFrame:
 
 
 def _read_phase(folder: Path, phase: Phase, options: Options, chosen: dict[str, dict[str, Point]]) -> PhaseRun:
-    if not (folder / CARD).exists():
-        known = chosen.get(phase.needs, {}) if phase.needs else {}
-        return PhaseRun(phase, points_of(phase, options, known), pd.DataFrame(), None)
-    card, config = read_card(folder)
-    points = points_in(config)
-    trials = ResultsStore(folder / "results").read("trials")
-    done = with_status(trials, points, "finished")
-    failed = with_status(trials, points, "failed")
-    if len(failed) and len(done):
-        failed = failed[~failed.point.isin(done.point)]
-    failures = tuple(Failure(points[t.point], str(t.error)) for t in failed.itertuples())
-    return PhaseRun(phase, points, done, card | {"folder": str(folder)}, failures)
+    planned: list[Point] = []
+    trials: list[pd.DataFrame] = []
+    cards: dict[str, dict[str, Any]] = {}
+    failures: list[Failure] = []
+    stores: dict[str, ResultsStore] = {}
+    for where in sweeps_of(folder, phase):
+        cards[where.name], config = read_card(where)
+        points = points_in(config)
+        stores[where.name] = ResultsStore(where / "results")
+        table = _named(stores[where.name].read("trials"), where.name)
+        done = with_status(table, points, "finished").assign(sweep=where.name)
+        failed = with_status(table, points, "failed")
+        if len(failed) and len(done):
+            failed = failed[~failed.point.isin(done.point)]
+        failures += [Failure(points[t.point], str(t.error)) for t in failed.itertuples()]
+        planned += points
+        trials.append(done)
+    known = chosen.get(phase.needs, {}) if phase.needs else {}
+    planned += joining(points_of(phase, options, known), planned)
+    return PhaseRun(phase, planned, joined(trials), cards, stores, tuple(failures))
+
+
+def _named(table: pd.DataFrame, sweep: str) -> pd.DataFrame:
+    return table.assign(trial_id=[f"{sweep}/{t}" for t in table.trial_id]) if len(table) else table
+
+
+def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all; of empty ones the columns alone, where there are any."""
+    parts = [t for t in tables if len(t)] or tables[:1]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def sweeps_of(folder: Path, phase: Phase) -> list[Path]:
+    """The folders of a phase's sweeps in a study folder, in the order in which they ran: `final`, `final-2`, …"""
+    names = itertools.chain([phase.name], (f"{phase.name}-{i}" for i in itertools.count(2)))
+    return list(itertools.takewhile(lambda where: (where / CARD).exists(), (folder / name for name in names)))
 
 
 def with_status(trials: pd.DataFrame, points: list[Point], status: str) -> pd.DataFrame:
@@ -176,7 +208,7 @@ def ended(store: ResultsStore, points: list[Point]) -> bool:
 
 
 def _numbers(run: PhaseRun) -> pd.DataFrame:
-    if run.store is None or not len(run.trials):
+    if not len(run.trials):
         return pd.DataFrame(columns=COLUMNS)
     seconds = [
         {"trial_id": t.trial_id, "stage": None, "final": True, "number": "seconds", "value": t.seconds, "n": 1}
@@ -184,7 +216,7 @@ def _numbers(run: PhaseRun) -> pd.DataFrame:
     ]
     rows = pd.DataFrame(seconds)
     if not run.phase.search:
-        parts = [_metrics(run.store.read("metrics")), _curves(run.store.read("curves")), rows]
+        parts = [_metrics(run.read("metrics")), _curves(run.read("curves")), rows]
         rows = pd.concat([p for p in parts if len(p)], ignore_index=True)
     return _tagged(rows, run)
 
@@ -253,8 +285,7 @@ _RADII = [
 
 
 def _radii(run: PhaseRun) -> pd.DataFrame:
-    assert run.store is not None
-    table = run.store.read("radii")
+    table = run.read("radii")
     table = table[["trial_id", "stage", "final", "certificate", "ball", "radius", "audited", "violated"]]
     keys = run.trials[["trial_id", "method", "seed"]]
     return table.merge(keys, on="trial_id").assign(phase=run.phase.name)[_RADII] if len(table) else table

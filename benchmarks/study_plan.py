@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from crmt.encoders import ENCODERS
 from crmt.errors import BadInputError, CRMTError
 from crmt.methods import method_class, method_names
 from pipelines.config import CONFIG_DIR, RunConfig, load_config, with_values
-from pipelines.results import ResultsStore
 from pipelines.schema import METHOD_FIELDS
 
 Point = dict[str, Any]
@@ -381,13 +382,12 @@ class Tried:
     seconds: float
 
 
-def searched(store: ResultsStore, points: list[Point]) -> list[Tried]:
-    """What each point of a search reached. Reads the `trials` table alone: numbers of the test split decide nothing.
+def searched(trials: pd.DataFrame, points: list[Point]) -> list[Tried]:
+    """What each point of a search reached, from the `trials` table alone: numbers of the test split decide nothing.
 
     Raises:
         CRMTError: a trial was not judged on the validation split.
     """
-    trials = store.read("trials")
     rows = [(row, json.loads(str(row.config))) for row in trials.itertuples() if row.status == "finished"]
     found = []
     for point in points:
@@ -417,6 +417,14 @@ def choice(found: Sequence[Tried]) -> dict[str, Point]:
 def points_in(config: RunConfig) -> list[Point]:
     """The points of a sweep that was started."""
     return config.start_points()
+
+
+def joining(points: list[Point], planned: list[Point]) -> list[Point]:
+    """Of a phase's points those of methods that none of its sweeps has, each with the fields that these points use."""
+    known = {point["train.method"] for point in planned}
+    new = [point for point in points if point["train.method"] not in known]
+    fields = [path for path in (new[0] if new else {}) if any(point[path] is not None for point in new)]
+    return [{path: point[path] for path in fields} for point in new]
 
 
 def missing_encoders(phase: Phase) -> list[str]:

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from study_data import FEWER, Study, title
 from study_figures import Picture, draw_all
 from study_plan import BY_NAME, TRIALS, WIDER_TRIALS
@@ -113,15 +114,15 @@ def _rules() -> str:
 
 
 def _provenance(study: Study) -> str:
-    cards = {name: run.card for name, run in study.runs.items() if run.card is not None}
-    if not cards:
+    sweeps = [(name, card, run.trials) for run in study.runs.values() for name, card in run.cards.items()]
+    if not sweeps:
         return ""
-    last = list(cards.values())[-1]
+    last = sweeps[-1][1]
     rows = ["| phase | trials | seconds of trials | wall, minutes | commit |", "| --- | ---: | ---: | ---: | --- |"]
-    for name, card in cards.items():
-        trials = study.runs[name].trials
+    for name, card, of_phase in sweeps:
+        trials = of_phase[of_phase.sweep == name] if len(of_phase) else of_phase
         seconds = float(trials.seconds.sum()) if len(trials) else 0.0
-        rows.append(f"| {name} | {len(trials)} | {seconds:.0f} | {_wall(card, study, name)} | {commits(card)} |")
+        rows.append(f"| {name} | {len(trials)} | {seconds:.0f} | {_wall(card, trials)} | {commits(card)} |")
     hardware, versions = last["hardware"], last["versions"]
     return (
         "## Where it comes from\n\n" + "\n".join(rows) + "\n\n"
@@ -139,9 +140,8 @@ def commits(card: dict[str, Any]) -> str:
     )
 
 
-def _wall(card: dict[str, Any], study: Study, name: str) -> str:
+def _wall(card: dict[str, Any], trials: pd.DataFrame) -> str:
     """From the first trial's start to the last one's end; a pause between sessions counts, and is said."""
-    trials = study.runs[name].trials
     if not len(trials):
         return "–"
     starts = [datetime.fromisoformat(str(s)).timestamp() for s in trials.started]

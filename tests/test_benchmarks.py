@@ -147,10 +147,12 @@ def trial_row(config: RunConfig, trial_id: str, selected: float, status: str = "
     }
 
 
-def write_phase(folder: Path, phase: Phase, points: list[Point], options: Options, quality: Quality) -> ResultsStore:
+def write_phase(
+    folder: Path, phase: Phase, points: list[Point], options: Options, quality: Quality, name: str = ""
+) -> ResultsStore:
     """A finished phase: every share of a model is its quality; every right clip has radius 0.6."""
     config = configuration(phase, options, points)
-    where = folder / phase.name
+    where = folder / (name or phase.name)
     where.mkdir(parents=True)
     card = {
         "config": config.model_dump(mode="json"),
@@ -217,7 +219,7 @@ def make_study(folder: Path, options: Options, quality: Quality, phases: tuple[s
         points = points_of(phase, options, choice(tried.get(phase.needs or "", [])))
         store = write_phase(folder, phase, points, options, quality)
         if phase.search:
-            tried[phase.search] = tried.get(phase.search, []) + searched(store, points)
+            tried[phase.search] = tried.get(phase.search, []) + searched(store.read("trials"), points)
     return folder
 
 
@@ -258,7 +260,10 @@ def test_the_validation_split_alone_decides(tmp_path: Path, monkeypatch: pytest.
         return read(self, table, part)
 
     monkeypatch.setattr(ResultsStore, "read", watched)
-    assert choice(searched(store, points))["jt"] == {"train.method": "jt", "train.lr": points[jt[1]]["train.lr"]}
+    assert choice(searched(store.read("trials"), points))["jt"] == {
+        "train.method": "jt",
+        "train.lr": points[jt[1]]["train.lr"],
+    }
     assert set(tables) == {"trials"}
 
 
@@ -268,10 +273,10 @@ def test_a_trial_that_failed_is_not_chosen_and_one_judged_on_test_is_refused(tmp
     store = write_phase(tmp_path, BY_NAME["search"], points, options, lambda *_: 0.5)
     first = with_values(configuration(BY_NAME["search"], options, points).without_search(), points[0])
     store.write("trials", "t_00000", [trial_row(first, "t_00000", 0.9, "failed")])
-    assert choice(searched(store, points))["jt"]["train.lr"] == points[1]["train.lr"]
+    assert choice(searched(store.read("trials"), points))["jt"]["train.lr"] == points[1]["train.lr"]
     store.write("trials", "t_00000", [trial_row(first, "t_00000", 0.9) | {"selected_by": "test_accuracy"}])
     with pytest.raises(CRMTError, match="not on the validation split"):
-        searched(store, points)
+        searched(store.read("trials"), points)
 
 
 @pytest.mark.parametrize(("best", "further"), [(0.2, (0.4, 0.8)), (0.02, (0.01, 0.005)), (0.05, (0.0354, 0.0707))])
@@ -287,7 +292,7 @@ def test_the_wider_search_goes_beyond_the_edge(best: float, further: tuple[float
     place = next(i for i, p in enumerate(points) if p["train.lr"] == best)
     config = configuration(first, options, points).without_search()
     store.write("trials", f"t_{place:05d}", [trial_row(with_values(config, points[place]), f"t_{place:05d}", 0.9)])
-    chosen = choice(searched(store, points))
+    chosen = choice(searched(store.read("trials"), points))
     more = points_of(wider, options, chosen)
     assert tuple(p["train.lr"] for p in more) == further and {p["train.seed"] for p in more} == {0}
     write_phase(tmp_path, wider, more, options, quality)

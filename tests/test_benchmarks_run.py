@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import study as command
+from study_data import read_study
 
 from pipelines.config import RunConfig
 from pipelines.results import ResultsStore
@@ -32,7 +33,8 @@ class Sweeps:
         assert where is not None
         self.begun.append((where.name, resume is not None))
         if resume is None:
-            write_phase(where.parent, BY_NAME[where.name], config.start_points(), self.options, better_crmt)
+            phase = BY_NAME[where.name.partition("-")[0]]
+            write_phase(where.parent, phase, config.start_points(), self.options, better_crmt, where.name)
         trials = where / "results" / "trials" / "t_00001.parquet"
         if where.name == self.stop_in:
             trials.unlink()
@@ -65,6 +67,28 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
     third = Sweeps(options)
     assert run(["--resume", str(out), "--results", str(results)], third, monkeypatch) == 0
     assert third.begun == []
+
+
+def test_a_method_joins_a_study_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, results = tmp_path / "s", tmp_path / "r"
+    options = Options(("jt", "crmt_jt"), seeds=(0, 1), samples=30, phases=("search", "final"))
+    assert run([*SMALL, "--out", str(out), "--results", str(results)], Sweeps(options), monkeypatch) == 0
+    before = read_study(out)
+    joins = Sweeps(options)
+    again = ["--resume", str(out), "--results", str(results)]
+    assert run([*again, "--also", "mmat,jt"], joins, monkeypatch) == 0
+    assert joins.begun == [("search-2", False), ("final-2", False)]
+    study = read_study(out)
+    assert study.options.methods == ("jt", "crmt_jt", "mmat")
+    for method in ("jt", "crmt_jt"):
+        assert study.chosen["search"][method] == before.chosen["search"][method]
+        clean = study.values("final", method, "clean")
+        assert len(clean) == 2 and clean.equals(before.values("final", method, "clean"))
+    assert len(study.values("final", "mmat", "clean")) == 2
+    assert len(study.runs["search"].planned) == 12 and len(study.runs["final"].trials) == 6
+    assert "| final-2 | 2 |" in (results / "study.md").read_text()
+    assert run(again, none := Sweeps(options), monkeypatch) == 0  # now it belongs to the study
+    assert none.begun == []
 
 
 def test_the_final_phase_takes_what_the_search_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +126,7 @@ def test_the_final_phase_takes_what_the_search_chose(tmp_path: Path, monkeypatch
         (["report", "here"], "study.json"),
         (["--resume", "here"], "study.json"),
         (["--resume", "here", "--epochs", "3"], "leave out"),
+        (["--also", "jt"], "--resume"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: Any) -> None:
