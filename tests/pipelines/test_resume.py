@@ -13,10 +13,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import ray
+import torch
 from small import Small
 
+from crmt.checkpoint import save_state
 from pipelines import sweep, train
 from pipelines.results import ResultsStore
+from pipelines.sessions import furthest_state
 
 EPOCHS, EVERY = 40, 4
 STARTED: list[subprocess.Popen[str]] = []
@@ -78,6 +81,13 @@ def epochs_stored(run: Path) -> int:
     return int(stored.epoch.max()) if len(stored) else 0
 
 
+def known_to_tune(run: Path) -> bool:
+    """Whether Tune has written down every trial that has begun; what it has not is begun anew under another name."""
+    states = sorted((run / "tune").glob("experiment_state-*.json"))
+    noted = states[-1].read_text() if states else ""
+    return all(trial in noted for trial in ResultsStore(run / "results").read("trials").trial_id)
+
+
 def check_complete(run: Path, trials: int) -> None:
     """Every trial ended, and each has every epoch once."""
     table = ResultsStore(run / "results").read("trials")
@@ -96,7 +106,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 def test_a_killed_sweep_goes_on_from_its_checkpoints(small: Small, out: Path) -> None:
     """On a cluster that outlives the killed process, as on the machines of others."""
     process = start(small, out, trials=2, address=ray.get_runtime_context().gcs_address)
-    wait_for(process, lambda: epochs_stored(out) >= 2 * EVERY)
+    wait_for(process, lambda: epochs_stored(out) >= 2 * EVERY and known_to_tune(out))
     kill(process)
     before = ResultsStore(out / "results").read("epochs")
     started = set(ResultsStore(out / "results").read("trials").trial_id)
@@ -110,6 +120,23 @@ def test_a_killed_sweep_goes_on_from_its_checkpoints(small: Small, out: Path) ->
     seconds = far.merge(after, on=["trial_id", "epoch", "name"])
     checkpointed = seconds[seconds.epoch <= EVERY]
     assert len(checkpointed) and (checkpointed.value_x == checkpointed.value_y).all()
+
+
+def test_a_trial_goes_on_from_the_furthest_whole_checkpoint(tmp_path: Path) -> None:
+    """Not from the one whose name is last, nor from one that a kill cut off or that has no card yet."""
+    assert furthest_state(tmp_path / "none") is None
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1).state_dict()
+    for name, epoch in (("checkpoint_000000", 4), ("checkpoint_000001", 12), ("checkpoint_000002", 8)):
+        save_state(tmp_path / name, {"model": layer.state_dict(), "optimizer": optimizer, "epoch": epoch})
+    for name in ("checkpoint_000003", "checkpoint_000004"):
+        save_state(tmp_path / name, {"model": layer.state_dict(), "optimizer": optimizer, "epoch": 16})
+    weights = next((tmp_path / "checkpoint_000003").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-3])
+    for card in (tmp_path / "checkpoint_000004").glob("*.json"):
+        card.unlink()
+    found = furthest_state(tmp_path)
+    assert found is not None and found["epoch"] == 12
 
 
 @pytest.mark.slow
