@@ -87,7 +87,7 @@ def gradient_constants(
         pairs: also keep the constants of score differences; default: for every head but an OrthogonalHead.
 
     Raises:
-        BadInputError: no input at all.
+        BadInputError: no input at all, or an input at which a score has no finite gradient.
     """
     keep_pairs = not isinstance(model.head, OrthogonalHead) if pairs is None else pairs
     total: GradientConstants | None = None
@@ -105,6 +105,12 @@ def gradient_constants(
                 total = part if total is None else total.merged(part)
     if total is None:
         raise BadInputError("τ needs at least one training input")
+    for i, name in enumerate(model.modalities):
+        if not bool(total.tau[i].isfinite().all()):
+            raise BadInputError(
+                f"a score of {name!r} has no finite gradient at a training input, so that there is no τ: the encoder "
+                "is not differentiable there (a square root or a norm at 0?) or its weights are not finite"
+            )
     return total
 
 

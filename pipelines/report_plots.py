@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
+import pandas as pd
+
 from pipelines import figures
 from pipelines.figures_search import search_axes, search_figure, symbol_of
-from pipelines.report_data import RunData, distinct, params_of, short_name
+from pipelines.report_data import RunData, distinct, final_rows, params_of, short_name
 from pipelines.report_html import STATUSES, figure_block, nothing, section, swatch
 from pipelines.report_names import JOINT, attack_name, glyph, method_name, methods_in_order
 
@@ -86,9 +88,41 @@ def _certificate_words(data: RunData) -> str:
             "<b>Estimated</b> accuracy is the share of clips predicted right with an estimated radius ≥ ε: it rests on "
             "gradients of training clips and is <b>not</b> a certificate. "
         )
-    if set(data.certificates) & {"lipschitz", "smoothing"}:
-        words.append("<b>Certified</b> accuracy is a sound lower bound. ")
-    return "".join(words)
+    if "lipschitz" in data.certificates:
+        words.append(
+            "<b>Certified</b> accuracy is the share predicted right with a proven radius ≥ ε: on these clips a "
+            "<b>lower</b> bound under every attack. "
+        )
+    if "smoothing" in data.certificates:
+        words.append(
+            f"<b>{escape(data.certificate_name('smoothing').capitalize())}</b> is of the smoothed classifier, clip by "
+            "clip, and starts at the share that it predicts right without abstaining; it says nothing about the model "
+            "itself, which is what the attacks are on. "
+        )
+    return "".join(words) + _clips_words(data)
+
+
+def _clips_words(data: RunData) -> str:
+    """Where the lines of a figure are of different clips they may cross by chance."""
+    counts: dict[int, list[str]] = {}
+    for label, rows in (("attacked", data.tables["curves"].n), *_certified_clips(data)):
+        if len(rows):
+            counts.setdefault(int(rows.max()), []).append(label)
+    if len(counts) < 2:
+        return ""
+    found = ", ".join(f"{n} {' and '.join(labels)}" for n, labels in sorted(counts.items()))
+    return f"Of the test clips, {escape(found)}: lines of different clips may cross by the sample alone. "
+
+
+def _certified_clips(data: RunData) -> list[tuple[str, pd.Series]]:
+    radii = final_rows(data.tables["radii"])
+    radii = radii[radii.ball == JOINT]
+    names = {"estimate": "with an estimated radius", "lipschitz": "certified", "smoothing": "smoothed"}
+    return [
+        (names[kind], radii[radii.certificate == kind].groupby("trial_id").size())
+        for kind in data.certificates
+        if kind in names
+    ]
 
 
 def learning(data: RunData) -> str:

@@ -17,15 +17,17 @@ from crmt.errors import BadInputError
 from crmt.model import MultiModalModel
 
 INSIDE = 0.99
+FAR = 100.0
+"""Radii are audited up to so many times 1 + the length of the input: an infinite one, too, is put to the test."""
 
 
 class Audit(NamedTuple):
-    """Of N inputs; `audited` where the radius is positive and finite."""
+    """Of N inputs; `audited` where the radius is positive."""
 
     audited: Tensor
     """`(N,)`, bool."""
     violated: Tensor
-    """`(N,)`, bool: the prediction changed at 0.99 of the radius."""
+    """`(N,)`, bool: the prediction changed at 0.99 of the radius, or of FAR (1 + ‖x‖) where that is less."""
 
 
 def audit(
@@ -65,8 +67,9 @@ def audit(
     budgets = {"joint": radii.joint} | {m: radii.unimodal[:, i] for i, m in enumerate(radii.modalities)}
     result = {}
     for name, given in budgets.items():
-        radius = given.to(device)
-        audited = (radius > 0) & radius.isfinite()
+        attacked = tuple(radii.modalities) if name == "joint" else (name,)
+        radius, audited = given.to(device), (given > 0).to(device)
+        radius = torch.minimum(radius, FAR * (1 + _lengths(inputs, attacked).to(radius)))
         violated = torch.zeros_like(audited)
         chosen = audited.nonzero().squeeze(1)
         if len(chosen):
@@ -75,10 +78,15 @@ def audit(
                 model,
                 {m: x[chosen] for m, x in inputs.items()},
                 labels[chosen],
-                Ball.joint(radii.modalities if name == "joint" else (name,), INSIDE * radius[chosen]),
+                Ball.joint(attacked, INSIDE * radius[chosen]),
                 settings=settings,
                 generator=generator,
             )
             violated[chosen] = found.broken
         result[name] = Audit(audited, violated)
     return result
+
+
+def _lengths(inputs: Mapping[str, Tensor], modalities: tuple[str, ...]) -> Tensor:
+    """‖x‖ over these modalities together, `(N,)`."""
+    return torch.stack([inputs[m].flatten(1).norm(dim=1) for m in modalities]).norm(dim=0)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from crmt.certificates.radius import Radii, radii
 from crmt.errors import BadInputError, CRMTError
-from crmt.heads import Head
+from crmt.heads import ConcatHead, Head, OrthogonalHead
 from crmt.lipschitz_encoder import LipschitzEncoder
 from crmt.modality import check_labels
 from crmt.model import MultiModalModel, evaluating
@@ -35,12 +35,14 @@ def lipschitz_constants(model: MultiModalModel) -> Tensor:
     """L_m, `(M,)`, float64: upper bounds of the encoders' ℓ2 Lipschitz constants in the raw inputs.
 
     For `LipschitzEncoder` and for an nn.Sequential of layers of torch and deel-torchlip whose constants are known.
-    The weights are verified as they are in evaluation mode, whatever made them. Dense layers: the largest singular
+    The weights are verified as they are in evaluation mode; modules with hooks, which may do anything, are refused
+    (`nn.utils.weight_norm` is one; parametrisations are not). Dense layers: the largest singular
     value. Convolutions: an upper bound over all frequencies (`conv_bound`), refused beforehand where power iteration
     on the feature map itself, a lower bound, is above 1 + TOLERANCE. The bounds of the layers are multiplied.
 
     Raises:
-        BadInputError: an encoder has a layer whose constant is not known, or arithmetic is set to less than float32.
+        BadInputError: an encoder has a layer whose constant is not known, or a hook, or arithmetic is set to less than
+            float32.
         CRMTError: a layer's norm is above 1 + TOLERANCE, or in float32 its offset is above LARGEST_OFFSET.
     """
     with evaluating(model), torch.no_grad():
@@ -52,6 +54,7 @@ def _encoder_constant(model: MultiModalModel, name: str) -> Tensor:
     kind = parametrize.type_before_parametrizations(encoder)
     std: Tensor = getattr(model, f"_{name}_std")
     _check_arithmetic(std)
+    _check_unhooked(encoder, name)
     if isinstance(encoder, LipschitzEncoder) and kind is LipschitzEncoder:
         scaling = (encoder.scale.double() / std.double()).abs().max()
         image = torch.zeros(1, *modality.shape[-3:], device=std.device, dtype=std.dtype)
@@ -63,6 +66,16 @@ def _encoder_constant(model: MultiModalModel, name: str) -> Tensor:
         f"{name!r} has a {kind.__name__}, which has no known Lipschitz constant: train with "
         f"model.encoders.{name}: lipschitz_conv to certify"
     )
+
+
+def _check_unhooked(module: nn.Module, name: str) -> None:
+    """Refuse what changes a module's outputs, or its weights, outside of its type's own `forward`."""
+    for below, part in module.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            raise BadInputError(
+                f"{'.'.join(filter(None, (name, below)))} has a hook or a forward of its own, which may change what it "
+                "computes after it was verified: remove it (of nn.utils.weight_norm: use nn.utils.parametrizations)"
+            )
 
 
 def _check_arithmetic(like: Tensor) -> None:
@@ -87,7 +100,8 @@ def _constant(module: nn.Module, x: Tensor, where: str) -> tuple[Tensor, Tensor]
     kind = parametrize.type_before_parametrizations(module)
     bound = x.new_ones((), dtype=torch.float64)
     if kind is nn.Sequential:
-        for name, child in module.named_children():
+        for name, child in module._modules.items():  # named_children leaves out a layer's second use
+            assert child is not None
             factor, x = _constant(child, x, f"{where}.{name}")
             bound = bound * factor
         return bound, x
@@ -113,9 +127,13 @@ def _constant(module: nn.Module, x: Tensor, where: str) -> tuple[Tensor, Tensor]
     return bound, image
 
 
-def _one(module: nn.Module, x: Tensor) -> Tensor:
-    """1, but for a layer of deel-torchlip that was given another coefficient."""
-    return x.new_tensor(float(getattr(module, "_coefficient_lip", 1.0)), dtype=torch.float64).abs()
+def _one(module: nn.Module, x: Tensor) -> Tensor:  # noqa: ARG001
+    return x.new_ones((), dtype=torch.float64)
+
+
+def _group_sort(module: nn.Module, x: Tensor) -> Tensor:
+    """deel-torchlip multiplies by the coefficient that it was given: here, but not in its InvertibleDownSampling."""
+    return x.new_tensor(float(module._coefficient_lip), dtype=torch.float64).abs()  # type: ignore[arg-type]
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:  # noqa: ARG001
@@ -123,7 +141,9 @@ def _linear(module: nn.Linear, x: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def _conv(module: nn.Conv2d, x: Tensor) -> Tensor:
-    if module.padding_mode != "zeros" or module.groups != 1 or module.dilation != (1, 1):
+    # deel-torchlip pads symmetrically by itself, and then says that the mode is zeros
+    modes = {module.padding_mode, getattr(module, "old_padding_mode", "zeros")}
+    if modes != {"zeros"} or module.groups != 1 or module.dilation != (1, 1):
         raise BadInputError("a Conv2d is verified with zeros as padding, one group and no dilation only")
     lower = power_iteration(module, x)
     return lower if bool(lower > 1 + TOLERANCE) else conv_bound(module.weight)
@@ -134,10 +154,12 @@ _BOUNDS: dict[type[nn.Module], Callable[..., Tensor]] = {
     SpectralLinear: _linear,
     nn.Conv2d: _conv,
     SpectralConv2d: _conv,
+    GroupSort2: _group_sort,
 }
 """Layer type, exactly (a subclass may do anything), to an upper bound of its constant."""
-_BOUNDS |= dict.fromkeys((nn.ZeroPad2d, nn.Flatten, nn.ReLU, nn.Identity, nn.PixelUnshuffle), _one)
-_BOUNDS |= dict.fromkeys((GroupSort2, InvertibleDownSampling), _one)
+_BOUNDS |= dict.fromkeys(
+    (nn.ZeroPad2d, nn.Flatten, nn.ReLU, nn.Identity, nn.PixelUnshuffle, InvertibleDownSampling), _one
+)
 
 
 def conv_bound(kernel: Tensor) -> Tensor:
@@ -190,14 +212,19 @@ def lipschitz_radii(head: Head, scores: Tensor, labels: Tensor, constants: Tenso
         constants: L_m, `(M,)`, of `lipschitz_constants`.
 
     Raises:
-        BadInputError: a head that is not additive, scores in another precision than float32 and float64, or labels
-            out of range.
+        BadInputError: another head than those two (a subclass may do anything) or one with a hook, scores in another
+            precision than float32 and float64, or labels out of range.
     """
     if not head.additive:
         raise BadInputError(
             f"{type(head).__name__} mixes the modalities before its scores, so that no constant of an encoder bounds "
             "them: use a method with a concat or orthogonal head to certify"
         )
+    if type(head) not in (ConcatHead, OrthogonalHead):
+        raise BadInputError(
+            f"{type(head).__name__} is neither a ConcatHead nor an OrthogonalHead: its scores may be any"
+        )
+    _check_unhooked(head, "head")
     if scores.dtype not in ROUNDING:
         raise BadInputError(f"radii are certified for models in float32 or float64, not {scores.dtype}")
     check_labels(labels, scores.shape[2])  # before one_hot, which on a GPU ends the process

@@ -40,15 +40,15 @@ def pairwise_radii(contributions: Tensor, bias: Tensor, labels: Tensor, constant
     numerator = logits.gather(1, labels[:, None]) - logits
     square = constants[:, labels].square().sum(0)
     # the root of 0 has an infinite gradient, which would turn step 2's into NaN
-    denominator = torch.where(square > 0, square.masked_fill(square == 0, 1).sqrt(), torch.zeros_like(square))
+    denominator = torch.where(square == 0, torch.zeros_like(square), square.masked_fill(square == 0, 1).sqrt())
     return _quotient(numerator, denominator).scatter(1, labels[:, None], float("inf"))
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Division in which 0 below means that nothing moves the numerator: ±inf, and 0 / 0 is 0."""
+    """Division in which 0 below means that nothing moves the numerator: ±inf, and 0 / 0 is 0. NaN stays NaN."""
     tiny = torch.finfo(numerator.dtype).tiny
     unmoved = torch.where(numerator == 0, torch.zeros_like(numerator), numerator.sign() * float("inf"))
-    return torch.where(denominator > tiny, numerator / denominator.clamp_min(tiny), unmoved)
+    return torch.where(denominator <= tiny, unmoved, numerator / denominator.clamp_min(tiny))
 
 
 def radii(

@@ -65,7 +65,7 @@ def test_the_audit_catches_it_with_several_classes_too() -> None:
         assert float(result.violated[result.audited].float().mean()) > 0.95
 
 
-def test_radii_of_zero_and_infinity_are_not_audited() -> None:
+def test_infinite_radii_are_audited_and_those_of_zero_are_not() -> None:
     model = linear_model("concat", 2)
     inputs = random_inputs(model, 4)
     with torch.no_grad():
@@ -79,8 +79,8 @@ def test_radii_of_zero_and_infinity_are_not_audited() -> None:
         queries=20,
     )
     for result in found.values():
-        assert result.audited.tolist() == [False, False, False, True]
-        assert not bool(result.violated.any())
+        assert result.audited.tolist() == [False, True, False, True]
+        assert result.violated.tolist() == [False, True, False, False]
     nothing = Radii("x", model.head.modalities, torch.zeros(4), torch.zeros(4, 2), torch.zeros(4, 2))
     assert not any(bool(r.audited.any() | r.violated.any()) for r in audit(model, inputs, labels, nothing).values())
 

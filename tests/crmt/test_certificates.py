@@ -181,3 +181,11 @@ def test_the_closed_form_is_what_the_model_computes(linear: MultiModalModel) -> 
         gradients = torch.autograd.grad(logits[k], list(inputs.values()), retain_graph=True)
         for g, v in zip(gradients, effective_weights(linear), strict=True):
             torch.testing.assert_close(g.flatten(), v[k])
+
+
+def test_a_constant_that_is_not_a_number_gives_no_radius() -> None:
+    """Not an infinite one, which would count at every budget."""
+    found = pairwise_radii(
+        torch.tensor([[[2.0, 1.0, 0.0]]]), torch.zeros(3), torch.tensor([0]), torch.full((1, 3, 3), float("nan"))
+    )
+    assert bool(found[0, 1:].isnan().all()) and not bool((found[0, 1:] >= 0.1).any())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crmt.errors import BadInputError
-from crmt.heads import ConcatHead
+from crmt.heads import HEADS, ConcatHead
 from crmt.lipschitz import GradientConstants, gradient_constants, score_gram
 from crmt.model import MultiModalModel
 from tests.crmt.tiny import (
@@ -186,3 +186,20 @@ def test_it_works_where_gradients_are_off_and_leaves_the_model_alone() -> None:
 def test_no_input_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"at least one training input"):
         gradient_constants(linear_model("concat"), [])
+
+
+@pytest.mark.parametrize("head", ["concat", "orthogonal"])
+def test_a_score_without_a_gradient_is_refused(head: str) -> None:
+    """The length of a silent clip: its gradient is NaN, which would be no bound, and larger than no other."""
+
+    class Magnitude(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1).square().sum(1, keepdim=True).sqrt() * torch.ones(8, dtype=x.dtype)
+
+    sound = HEADS[head]({"audio": 8}, 4)
+    model = MultiModalModel([AUDIO], {"audio": Magnitude()}, sound)
+    inputs = random_inputs(model, 4)
+    gradient_constants(model, in_batches(inputs, torch.zeros(4, dtype=torch.int64), 4))
+    inputs["audio"][1] = torch.tensor(AUDIO.mean).reshape([-1] + [1] * (inputs["audio"].dim() - 2))
+    with pytest.raises(BadInputError, match=r"'audio' has no finite gradient at a training input"):
+        gradient_constants(model, in_batches(inputs, torch.zeros(4, dtype=torch.int64), 2))

@@ -239,6 +239,29 @@ def test_a_layers_own_coefficient_counts() -> None:
         lipschitz_constants(_replaced(lipschitz_model(), 3, lambda _: GroupSort2(k_coef_lip=1.5)))
 
 
+def test_the_coefficient_of_a_layer_that_ignores_it_does_not() -> None:
+    """deel-torchlip's InvertibleDownSampling takes a coefficient, and its Sequential gives it one, and it multiplies by
+    nothing."""
+    shuffled = nn.Sequential(InvertibleDownSampling(2, k_coef_lip=0.5), nn.Flatten())
+    model = MultiModalModel([tiny.SOUND], {"audio": shuffled}, OrthogonalHead({"audio": 64}, 4))
+    assert lipschitz_constants(model)[0] * tiny.SOUND.std[0] == pytest.approx(1)
+
+
+def test_a_layer_that_is_used_twice_counts_twice() -> None:
+    layer = nn.Linear(64, 64, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(1.0009 * torch.eye(64))
+    model = MultiModalModel(
+        [tiny.SOUND], {"audio": nn.Sequential(nn.Flatten(), layer, layer)}, OrthogonalHead({"audio": 64}, 4)
+    )
+    assert lipschitz_constants(model)[0] * tiny.SOUND.std[0] == pytest.approx(1.0009**2, rel=1e-6)
+
+
+def _hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda *given: 10 * given[-1])
+    return layer
+
+
 @pytest.mark.parametrize(
     ("index", "layer", "message"),
     [
@@ -246,6 +269,9 @@ def test_a_layers_own_coefficient_counts() -> None:
         (11, _Louder(), "_Louder, whose Lipschitz constant is not known"),  # a subclass may do anything
         (4, nn.Conv2d(4, 4, 3, padding=1, groups=2), "one group"),
         (4, nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "zeros as padding"),
+        (4, SpectralConv2d(4, 4, 5, padding=2, padding_mode="symmetric"), "zeros as padding"),  # its own, in forward
+        (4, _hooked(nn.Conv2d(4, 4, 3, padding=1)), r"video.trunk.4 has a hook"),
+        (4, nn.utils.weight_norm(nn.Conv2d(4, 4, 3, padding=1)), r"video.trunk.4 has a hook"),  # stale until it is used
     ],
 )
 def test_an_unknown_layer_is_refused(index: int, layer: nn.Module, message: str) -> None:
@@ -402,6 +428,18 @@ def test_a_head_that_mixes_modalities_is_refused() -> None:
 
     with pytest.raises(BadInputError, match="Mixing mixes the modalities"):
         lipschitz_radii(Mixing({"a": 8}, 3), torch.zeros(1, 1, 3), torch.zeros(1, dtype=torch.int64), torch.ones(1))
+
+
+def test_a_head_that_may_compute_anything_is_refused() -> None:
+    class Louder(ConcatHead):
+        def scores(self, features: dict[str, Tensor]) -> Tensor:
+            return 10 * super().scores(features)
+
+    hooked = ConcatHead({"a": 8}, 3)
+    _hooked(hooked)
+    for head, message in ((Louder({"a": 8}, 3), "Louder is neither"), (hooked, "head has a hook")):
+        with pytest.raises(BadInputError, match=message):
+            lipschitz_radii(head, torch.zeros(1, 1, 3), torch.zeros(1, dtype=torch.int64), torch.ones(1))
 
 
 @pytest.mark.parametrize("head", list(HEADS))

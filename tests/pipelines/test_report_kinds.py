@@ -94,6 +94,19 @@ def test_every_attack_has_a_curve_and_a_button(page: Page) -> None:
 # --- the budget grid -----------------------------------------------------------------------------------
 
 
+def test_the_words_keep_certificates_and_their_clips_apart(run: Path, page: Page) -> None:
+    """A smoothed classifier's radii bound nothing of the model that is attacked, nor do radii of other clips."""
+    text = flat(page.text)
+    assert "predicted right with a proven radius ≥ ε: on these clips a lower bound under every attack" in text
+    assert "Certified (99.9 %, smoothing) is of the smoothed classifier" in text
+    assert f"Of the test clips, {SMOOTHED} smoothed, 150 attacked and with an estimated radius and certified:" in text
+
+
+def test_nothing_is_said_of_clips_that_are_the_same(tmp_path: Path) -> None:
+    make_run(tmp_path, trials=TWO, clips=60, certificates=("estimate", "lipschitz"))
+    assert "by the sample alone" not in read(build_report(tmp_path)).text
+
+
 def test_the_grid_is_a_heat_map_a_method_and_no_modality(run: Path, page: Page) -> None:
     data = load_run(run)
     assert data.modalities == ["video", "audio"] and "Only product" not in page.text
