@@ -19,15 +19,15 @@ from study_data import Study, audits, title
 from study_plan import EPSILONS, PAIR_BUDGETS, RHOS
 from study_tables import MODALITIES
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
-"""Okabe and Ito's, which the colour-blind can tell apart; markers differ as well."""
-MARKERS = "osD^vPX*"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#777777")
+"""Okabe and Ito's, and a wine red, which the colour-blind can tell apart; markers differ as well."""
+MARKERS = "osD^vPXp*"
 RATIO_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 20)
 SPACES = {"video": "pixels in [0, 1]", "audio": "standardised log-mel"}
 JOINT_SPACE = "video: pixels in [0, 1]; audio: standardised log-mel"
-CURVES = ("jt", "ojt", "mmat", "crmt_step1", "crmt_jt", "crmt_mix", "crmt_at")
+CURVES = ("jt", "ojt", "mmat", "crmt_step1", "crmt_jt", "crmt_mix", "crmt_at", "crmt_gradient")
 """Methods with curves of their own; more cannot be told apart."""
-MAPPED = ("jt", "ojt", "crmt_step1", "crmt_jt")
+MAPPED = ("jt", "ojt", "crmt_step1", "crmt_jt", "crmt_gradient")
 STYLED = (*CURVES, "radius_loss")
 STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
@@ -70,7 +70,7 @@ def _with_band(axis: Axes, x: Sequence[float], values: list[pd.Series], label: s
 
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) if len(labels) < 8 else 4, fontsize=9)
 
 
 def attack_curves(study: Study) -> Figure | None:
@@ -148,7 +148,7 @@ def budget_maps(study: Study) -> Figure | None:
             if not np.isnan(value):
                 colour = "white" if value < 55 else "black"
                 axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9, color=colour)
-        ticks = [f"{b:g}" for b in PAIR_BUDGETS]
+        ticks = [f"{b:g}".lstrip("0") for b in PAIR_BUDGETS]
         axis.set_xticks(range(len(ticks)), ticks)
         axis.set_yticks(range(len(ticks)), ticks)
         axis.grid(visible=False)

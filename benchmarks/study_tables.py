@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -292,7 +293,7 @@ def search_table(study: Study) -> Table:
                 texts.append(f"**{text}**" if picked else text)
                 raw.append((search, method, settings_text(t.point), t.value, picked, t.seconds))
             seconds = [t.seconds for t in mine if t.value is not None]
-            time = f"{sum(seconds) / len(seconds):.0f}" if seconds else NONE
+            time = f"{statistics.median(seconds):.0f}" if seconds else NONE
             label = title(method) + (" (1-Lipschitz)" if search == "lipschitz_search" else "")
             rows.append([label, "; ".join(texts), time])
             rates = [t.point["train.lr"] for t in mine]
@@ -300,8 +301,8 @@ def search_table(study: Study) -> Table:
                 edge.append(f"{label} at {best['train.lr']:g}")
     names = ["search", "method", "settings", "validation_robust_accuracy", "chosen", "seconds"]
     note = (
-        "Accuracy in % under PGD in the joint ball of ε .5 on the VALIDATION split, one seed; bold: chosen. Seconds a "
-        "trial: training and little else, two trials side by side, so what a method costs to train."
+        "Accuracy in % under PGD in the joint ball of ε .5 on the VALIDATION split, one seed; bold: chosen. Median "
+        "seconds of a trial: training and little else, two trials side by side, so what a method costs to train."
     )
     if edge:
         note += (

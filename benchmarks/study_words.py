@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from study_data import Difference, Study, audits, difference, smoothing_audits, title
 from study_setup import advantage
 from study_tables import CONTRAST_NUMBERS, MODALITIES, STEP_NUMBERS, rate, signed
@@ -213,16 +215,16 @@ def how_strong_the_attacks(study: Study) -> list[str]:
 
 
 def what_it_costs(study: Study) -> list[str]:
-    """Within the search epochs are equal, seconds are not."""
+    """Within the search epochs are equal, seconds are not; the median, since other work on the machine slows some."""
     seconds: dict[str, list[float]] = {}
     for tried in study.tried.get("search", []):
         if tried.value is not None:
             seconds.setdefault(tried.point["train.method"], []).append(tried.seconds)
-    mean = {method: sum(found) / len(found) for method, found in seconds.items()}
-    base = mean.pop("jt", 0.0)
-    if not mean or not base:
+    median = {method: statistics.median(found) for method, found in seconds.items()}
+    base = median.pop("jt", 0.0)
+    if not median or not base:
         return []
-    dear = sorted(mean.items(), key=lambda item: -item[1])
+    dear = sorted(median.items(), key=lambda item: -item[1])
     words = [f"{title(m)} {s / base:.1f} times as long ({s:.0f} s)" for m, s in dear if s > DEAR * base]
     text = f"In the search all methods train for the same number of epochs. A trial of it takes JT {base:.0f} s"
     return [f"{text}, and {listed(words)}." if words else f"{text}, and no method {DEAR:g} times as long."]
