@@ -142,9 +142,9 @@ def run(out: Path | None, resume: Path | None) -> int:
         [
             "# How hard is avdigits for JT on one modality and on both?",
             "",
-            f"`python benchmarks/calibration.py`: mean ± deviation over {len(SEEDS)} seeds; accuracies",
-            "in % of the 597 test clips; PGD-20 (margin loss), ℓ2 budgets (video: pixels",
-            "in [0, 1]; audio: standardised log-mel).",
+            f"`python benchmarks/calibration.py`: JT at learning rate {card['config']['train']['lr']:g}, mean",
+            f"± deviation over {len(SEEDS)} seeds; accuracies in % of the 597 test clips; PGD-20 (margin",
+            "loss), ℓ2 budgets (video: pixels in [0, 1]; audio: standardised log-mel).",
             "",
             markdown(open_store(folder)),
             "",

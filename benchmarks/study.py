@@ -1,6 +1,6 @@
 """The study: all training methods on avdigits, each searched alike, three seeds, by the project's sweep.
 
-python benchmarks/study.py                    run everything: three hours on 2 cores
+python benchmarks/study.py                    run everything: three hours and a half on 2 cores
 python benchmarks/study.py --dry-run          the plan with an estimate of the time
 python benchmarks/study.py --resume DIR       go on after Ctrl-C, a crash or a reboot; failed trials stay failed
 python benchmarks/study.py --resume DIR --also my_method

@@ -1,4 +1,4 @@
-"""Step 2: the integration weights a that maximise the mean radius, on scores computed once (method.md, section 3)."""
+"""Step 2: the integration weights a that maximise the mean radius, on scores computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""τ̂: the Lipschitz constants of uni-modal scores, estimated from gradients on training inputs (method.md, 3)."""
+"""τ̂: the Lipschitz constants of uni-modal scores, estimated from gradients on training inputs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def gradient_constants(
 ) -> GradientConstants:
     """τ̂ over the inputs of `batches`, in evaluation mode.
 
-    Hundreds of training clips are enough (findings.md): the maximum over them is conservative by about 2 ×,
+    Hundreds of training clips are enough: the maximum over them is conservative by about 2 ×,
     yet it stays an estimate, a LOWER bound of the true constant.
 
     Args:

@@ -1,4 +1,4 @@
-"""The margin regulariser of CRMT (method.md, section 2), its form for mixed inputs, and the margin attacks minimise."""
+"""The margin regulariser of CRMT, its form for mixed inputs, and the margin attacks minimise."""
 
 from __future__ import annotations
 

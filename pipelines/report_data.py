@@ -212,7 +212,7 @@ def wilson(count: int, n: int) -> Share:
 
 
 def accuracy_from_radii(rows: pd.DataFrame, epsilons: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Share of clips that are predicted right with radius ≥ ε, for each ε (method.md, section 4)."""
+    """Share of clips that are predicted right with radius ≥ ε, for each ε."""
     right = (rows.predicted == rows.label) & rows.radius.notna()
     radius = np.sort(rows.radius[right].to_numpy(dtype=float))
     at_least = len(radius) - np.searchsorted(radius, np.asarray(epsilons, dtype=float), side="left")

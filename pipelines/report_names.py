@@ -14,7 +14,7 @@ from crmt.methods import method_class, method_names
 
 JOINT, PRODUCT = "joint", "product"
 
-# only the order of the known ones (method.md, section 7); any other method follows them
+# only the order of the known ones; any other method follows them
 ORDER = (
     "jt",
     "gb",
@@ -115,7 +115,7 @@ def certificates_in_order(certificates: Iterable[str]) -> list[str]:
 
 
 def certificate_name(certificate: str, alpha: float | None = None) -> str:
-    """What a radius may be called: "certified" only where it is sound (method.md, section 4)."""
+    """What a radius may be called: "certified" only where it is sound."""
     if certificate == "smoothing":
         sure = f"{100 * (1 - alpha):.6g} %, " if alpha is not None else ""
         return f"certified ({sure}smoothing)"

@@ -204,7 +204,7 @@ class ModelConfig(Section):
     """Encoders by modality, and the width of their features."""
 
     encoders: dict[str, str] = {"video": "resnet18", "audio": "resnet18"}
-    """modality: encoder name (`small_resnet`, `resnet18`). A modality left out is not used."""
+    """modality: encoder name (`small_resnet`, `resnet18`, `lipschitz_conv`). A modality left out is not used."""
     features: Count = 512
 
 

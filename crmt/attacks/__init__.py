@@ -1,4 +1,4 @@
-"""Attacks within ℓ2 and ℓ∞ balls around the inputs of any set of modalities (method.md, section 5)."""
+"""Attacks within ℓ2 and ℓ∞ balls around the inputs of any set of modalities."""
 
 from crmt.attacks.apgd import apgd
 from crmt.attacks.balls import Ball

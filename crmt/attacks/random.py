@@ -43,7 +43,7 @@ def noise(
 def missing(
     model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, modalities: Iterable[str]
 ) -> AttackResult:
-    """These modalities replaced by their means (method.md, section 6). No ball bounds it.
+    """These modalities replaced by their means. No ball bounds it.
 
     The result is that of the replaced inputs, whether worse for the prediction or better.
 

@@ -1,1 +1,1 @@
-"""Radii with their provenance, and the audit that attacks inside each of them (method.md, section 4)."""
+"""Radii with their provenance, and the audit that attacks inside each of them."""

@@ -1,4 +1,4 @@
-"""The `smoothing` certificate: randomised smoothing with its own noise for every modality (method.md, section 4).
+"""The `smoothing` certificate: randomised smoothing with its own noise for every modality.
 
 It costs n0 + n forward passes a clip, and holds with probability 1 − α per clip.
 """

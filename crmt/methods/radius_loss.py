@@ -1,4 +1,4 @@
-"""Radius loss: step 1 for the `lipschitz` certificate: every margin below a shift costs (method.md, section 7)."""
+"""Radius loss: step 1 for the `lipschitz` certificate: every margin below a shift costs."""
 
 from __future__ import annotations
 

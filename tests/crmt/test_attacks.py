@@ -222,7 +222,7 @@ def test_many_classes_reach_the_closed_form() -> None:
 @pytest.mark.parametrize("gap", [30.0, 50.0, 69.0])
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_trap_a_confident_model_is_broken_through_cross_entropy(gap: float, norm: Norm) -> None:
-    """Gradients of 1e-13 to 1e-30 must still give full steps (findings.md, last section)."""
+    """Gradients of 1e-13 to 1e-30 must still give full steps."""
     model = unboxed(classes=2)
     encoder = [cast(LinearEncoder, e) for e in model.encoders.values()]
     for m, e in zip(model.head.modalities, encoder, strict=True):

@@ -13,7 +13,7 @@ from crmt.losses import FLOOR, logit_margin, margin_regulariser, mixed_cross_ent
 
 
 def naive(scores: Tensor, labels: Tensor, floor: float = FLOOR) -> Tensor:
-    """The formula of method.md, section 2, term by term."""
+    """The formula of the paper, term by term."""
     terms = []
     for s, y in zip(scores, labels.tolist(), strict=True):
         total = s.new_tensor(floor)
