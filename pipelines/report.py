@@ -135,8 +135,8 @@ def print_summary(run: Path, console: Console) -> None:
 
 
 def _legend(data: RunData) -> str:
-    by = ", ".join(sorted(set(data.tables["trials"].selected_by.dropna()))).replace("_", " ")
-    text = f"validation: {by or 'the metric'} on the validation split, which alone chooses (bold: the best of a method)"
+    by = data.selected_by or "the metric"
+    text = f"validation: {by} on the validation split, which alone chooses (bold: the best of a method)"
     space = data.space_of(JOINT)
     space = f" ({space})" if space else ""
     return f"{text}; all else: test split. {attack_name(data.attack)}: joint ℓ2 budget{space}"

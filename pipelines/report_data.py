@@ -75,6 +75,12 @@ class RunData:
     """The budget of the headline: the one that the trials were selected by, or else the middle one."""
     chance: float | None
 
+    @property
+    def selected_by(self) -> str:
+        """What hyperparameters were chosen by, in words: `robust accuracy`; empty where no trial says it."""
+        names = sorted({str(n).removeprefix("val_") for n in self.tables["trials"].selected_by.dropna()})
+        return ", ".join(names).replace("_", " ")
+
     def column(self, epsilon: float) -> str:
         """The summary's column of accuracy under the headline's attack."""
         return f"{self.attack}_joint_{epsilon:g}"

@@ -93,10 +93,10 @@ def comparison(data: RunData) -> str:
     """Tiles and the table of the best trial of each method."""
     if not data.best:
         return section("comparison", "The best trial of each method", nothing("No trial has come to its end yet."))
-    by = sorted({str(s).replace("_", " ") for s in data.tables["trials"].selected_by.dropna()})
+    by = data.selected_by
     early = [method_name(m) for m, t in data.best.items() if data.trial(t).status != "finished"]
     text = (
-        f"<p class=muted>Chosen on the <b>validation</b> split{' by ' + escape(', '.join(by)) if by else ''}; every "
+        f"<p class=muted>Chosen on the <b>validation</b> split{' by ' + escape(by) if by else ''}; every "
         "number below is from the test split, which no choice has seen. Shares carry 95 % Wilson intervals, mean "
         "radii normal ones. Bold: above all others, and the intervals do not overlap.</p>"
     )

@@ -147,8 +147,8 @@ def _dirty(p: dict[str, Any]) -> str:
 def _hardware(hardware: Any) -> str:
     if not isinstance(hardware, dict):
         return str(hardware or "")
-    gpus = hardware.get("gpus")
-    names = ", ".join(map(str, gpus)) if isinstance(gpus, list) else f"{gpus:g} GPU" if gpus else ""
+    gpus, models = hardware.get("gpus"), ", ".join(hardware.get("gpu_models") or [])
+    names = f"{gpus:g} GPUs{f' ({models})' if models else ''}" if gpus else ""
     words = [f"{hardware['cpus']:g} CPUs"] if isinstance(hardware.get("cpus"), int | float) else []
     words += [f"{hardware['memory_gib']:.0f} GiB"] if isinstance(hardware.get("memory_gib"), int | float) else []
     return ", ".join([*words, names or "no GPU"])
@@ -195,7 +195,7 @@ def trials(data: RunData) -> str:
         for text, kind in heads
     )
     body = "".join(_trial_row(data, row, attacked) for _, row in rows.iterrows())
-    by = _only(data.tables["trials"].selected_by).replace("_", " ")
+    by = data.selected_by
     text = (
         f"<p class=muted>Click a head to sort. Validation{': ' + escape(by) if by else ''} on the validation split; "
         f"clean, attacked and radius on the test split, after the last step{' (' + space + ')' if space else ''}.</p>"

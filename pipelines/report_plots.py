@@ -170,10 +170,6 @@ def search(data: RunData) -> str:
         f"{' On the left: methods on which ' + escape(short_name(axes[0])) + ' has no effect.' if strip else ''}</p>"
         f'<div class="bar" aria-label="Marks">{glyphs}</div>'
     )
-    caption = f"{names} <span>· colour: validation {escape(_metric_name(data))}</span>" if len(axes) > 1 else names
+    colour = f" <span>· colour: {escape(data.selected_by or 'the metric')} on validation</span>"
+    caption = names + colour * (len(axes) > 1)
     return section("search", title, text + figure_block("search-0", caption, figure))
-
-
-def _metric_name(data: RunData) -> str:
-    names = data.tables["trials"].selected_by.dropna().unique()
-    return str(names[0]).replace("_", " ") if len(names) else "metric"

@@ -24,6 +24,8 @@ from pipelines.trial import TrialInput
 RUNS = Path("runs")
 CARD = "run.json"
 _PACKAGES = ("torch", "ray", "numpy", "optuna", "librosa", "decord2", "imageio-ffmpeg", "pyarrow")
+_GPU = "accelerator_type:"
+"""How Ray's resources begin that name the models of the GPUs."""
 
 
 def now() -> str:
@@ -95,8 +97,9 @@ def _session() -> dict[str, Any]:
         "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
         "hardware": {
             "cpus": int(resources.get("CPU", os.cpu_count() or 1)),
-            "memory_gib": round(resources.get("memory", 0) / 2**30, 1),
+            "memory_gib": round((resources.get("memory", 0) + resources.get("object_store_memory", 0)) / 2**30, 1),
             "gpus": int(resources.get("GPU", 0)),
+            "gpu_models": sorted(r.removeprefix(_GPU) for r in resources if r.startswith(_GPU)),
             "nodes": len(ray.nodes()),
         },
     }
