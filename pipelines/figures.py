@@ -349,7 +349,10 @@ def step2_figure(pairs: pd.DataFrame, percent: bool) -> go.Figure:
     style(figure, 250, "", "")
     values = pd.concat([pairs.step1, pairs.step2])
     room = max(0.12 * (values.max() - values.min()), 0.01)
-    figure.update_yaxes(range=[values.min() - room, values.max() + room], tickformat=".1%" if percent else ".2f")
+    low, high = values.min() - room, values.max() + room
+    if percent:
+        low, high = max(low, -room / 4), min(high, 1 + room / 4)  # a marker's room, but no tick beyond a share's ends
+    figure.update_yaxes(range=[low, high], tickformat=".1%" if percent else ".2f")
     figure.update_yaxes(nticks=6)
     figure.update_xaxes(range=[-0.25, 1.25], showgrid=False)
     return figure.update_layout(margin={"l": 52, "r": 14, "t": 8, "b": 32})
