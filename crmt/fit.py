@@ -4,34 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import cos, isfinite, pi
 from time import perf_counter
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from crmt.distributed import mean_over_ranks, rank
 from crmt.errors import BadInputError, CRMTError
-from crmt.heads import OrthogonalHead
+from crmt.heads import HEADS, OrthogonalHead
 from crmt.methods.base import Epoch, Forward, Method, Step
 from crmt.modality import Batch, Inputs, check_batch
 from crmt.model import MultiModalModel, evaluating
+
+Optimizer = Literal["sgd", "adam"]
+Schedule = Literal["cosine", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """The optimiser and its schedule; the learning rate is a function of the epoch alone, so that resuming needs no
-    more."""
+    more.
+
+    Raises:
+        BadInputError: an unknown optimizer or schedule.
+    """
 
     epochs: int
     lr: float
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     """sgd only."""
     weight_decay: float = 1e-4
     """On all weights but the orthogonal ones, biases, norms and integration weights."""
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Schedule = "cosine"
     step_every: int = 60
     step_factor: float = 0.1
     noise: Mapping[str, float] = field(default_factory=dict)
@@ -39,11 +47,22 @@ class FitSettings:
     seed: int = 0
     """Of the noise, and of what a method draws."""
 
+    def __post_init__(self) -> None:
+        _check_name("optimizer", self.optimizer, get_args(Optimizer))
+        _check_name("schedule", self.schedule, get_args(Schedule))
+
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, 1-based."""
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + cos(pi * (epoch - 1) / self.epochs))
         return self.lr * self.step_factor ** ((epoch - 1) // self.step_every)
+
+
+def _check_name(kind: str, name: object, valid: tuple[str, ...]) -> None:
+    if name not in valid:
+        close = get_close_matches(str(name).lower(), valid, n=1, cutoff=0.4)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise BadInputError(f"no {kind} {name!r}. Valid: {', '.join(valid)}.{hint}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,10 @@ def _optimizer(model: MultiModalModel, companion: nn.Module, settings: FitSettin
         {"params": plain, "weight_decay": 0.0},
     ]
     filled = [g for g in groups if g["params"]]
+    if not filled:
+        raise BadInputError(
+            "nothing to train, all parameters are frozen: call requires_grad_(True) on what shall learn"
+        )
     if settings.optimizer == "adam":
         return torch.optim.Adam(filled, lr=settings.lr)
     return torch.optim.SGD(filled, lr=settings.lr, momentum=settings.momentum)
@@ -96,6 +119,30 @@ def _noisy(inputs: Inputs, deviations: Mapping[str, float], generator: torch.Gen
     return {m: x + deviations[m] * noise(x) if deviations.get(m) else x for m, x in inputs.items()}
 
 
+def _check_head(model: MultiModalModel, method: Method) -> None:
+    """Refuse a method on another head than its own: it would fail, or silently be another method."""
+    if method.head not in HEADS:
+        raise BadInputError(
+            f"{method.title} needs a head {method.head!r}, which there is not: add it to crmt.heads.HEADS"
+        )
+    wanted = HEADS[method.head]
+    if not isinstance(model.head, wanted):
+        raise BadInputError(
+            f"{method.title} needs the head {wanted.__name__}, the model has {type(model.head).__name__}: build it "
+            f"with crmt.heads.{wanted.__name__} or MultiModalModel.around(..., head={method.head!r})"
+        )
+
+
+def _switched_off(model: nn.Module) -> list[nn.Module]:
+    """What is in evaluation mode, in modules in evaluation mode that have parameters, all of them frozen."""
+    found = []
+    for module in model.modules():
+        learns = [p.requires_grad for p in module.parameters()]
+        if learns and not any(learns) and not module.training:
+            found += [part for part in module.modules() if not part.training]
+    return found
+
+
 def fit(
     model: MultiModalModel,
     method: Method,
@@ -108,6 +155,10 @@ def fit(
 ) -> Iterator[EpochResult]:
     """Step 1. Train `model` in place; yield one result an epoch.
 
+    Epochs run in training mode, but for what you switched off: a module that was in evaluation mode before the first
+    epoch and whose parameters are all frozen (`encoder.requires_grad_(False).eval()`) stays as it is, with all in it.
+    What `method.prepare` freezes is left out of this training alone.
+
     Args:
         batches: epoch (1-based) to that epoch's batches, on the model's device; equal in number on every rank.
         state: what an earlier result's `state()` gave; training goes on after that epoch.
@@ -115,27 +166,37 @@ def fit(
         held_out: labelled clips for methods that weigh by generalisation (Gradient Blending); never the test split.
 
     Raises:
-        BadInputError: noise for a modality that the model does not have, or a batch that `check_batch` refuses.
-        CRMTError: the loss is no longer finite.
+        BadInputError: another head than the method's, noise for a modality that the model does not have, nothing to
+            train, or a batch that `check_batch` refuses.
+        CRMTError: an epoch without a batch, or the loss is no longer finite.
     """
     unknown = set(settings.noise) - set(model.modalities)
     if unknown:
         raise BadInputError(f"noise for {', '.join(sorted(unknown))}; the model has {', '.join(model.modalities)}")
-    companion = method.prepare(model).to(model.head.bias.device)
-    optimizer = _optimizer(model, companion, settings)
-    done = 0
-    if state is not None:
-        model.load_state_dict(state["model"])
-        companion.load_state_dict(state.get("companion", {}))
-        optimizer.load_state_dict(state["optimizer"])
-        done = int(state["epoch"])
-    forward = cast(Forward, wrap(model))
+    _check_head(model, method)
+    off = _switched_off(model)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        companion = method.prepare(model).to(model.head.bias.device)
+        optimizer = _optimizer(model, companion, settings)
+        done = 0
+        if state is not None:
+            model.load_state_dict(state["model"])
+            companion.load_state_dict(state.get("companion", {}))
+            optimizer.load_state_dict(state["optimizer"])
+            done = int(state["epoch"])
+        forward = cast(Forward, wrap(model))
+    finally:  # before the first epoch: a generator that is left half-way may never come to its end
+        for parameter in learning:
+            parameter.requires_grad_(True)
     for epoch in range(done + 1, settings.epochs + 1):
         started = perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = settings.lr_at(epoch)
         model.train()
         companion.train()
+        for module in off:
+            module.training = False
         sums: dict[str, Tensor] = {}
         steps = 0
         for batch in batches(epoch):
@@ -176,7 +237,8 @@ def fit(
 def _step(method: Method, step: Step, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """One step of the optimiser; what it measured."""
     terms = method.loss(step)
-    optimizer.zero_grad(set_to_none=True)
+    step.model.zero_grad()  # also what the optimiser leaves out
+    step.companion.zero_grad()
     terms.total.backward()
     for parameter in step.companion.parameters():  # the model's are averaged by its wrapper
         if parameter.grad is not None:

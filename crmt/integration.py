@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crmt.certificates.radius import pairwise_radii
 from crmt.errors import BadInputError
+from crmt.gradients import check_grad_mode
 from crmt.modality import check_labels
 
 Objective = Literal["clipped", "min", "runner_up"]
@@ -104,8 +105,9 @@ def optimise_integration(
 
     Raises:
         BadInputError: shapes that do not fit, labels out of range, NaN scores, no positive start, a negative or
-            infinite τ, or `orthogonal` with a τ that differs between the classes of a modality.
+            infinite τ, torch.inference_mode, or `orthogonal` with a τ that differs between the classes of a modality.
     """
+    check_grad_mode()
     _check(scores, labels, bias, tau, start, objective, pair)
     device = start.device
     bias, tau, first = (t.detach().to(device, torch.float64) for t in (bias, tau, start))
@@ -124,6 +126,7 @@ def optimise_integration(
     return Integration(weights.to(start.dtype), before, after, accuracy_before, accuracy_after, done, len(some.labels))
 
 
+@torch.enable_grad()
 def _optimise(some: _Scores, start: Tensor, objective: Objective, steps: int, lr: float) -> Tensor:
     """The best weights seen; `start` itself where nothing can be gained."""
     runner_up = objective == "runner_up"

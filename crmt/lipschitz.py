@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crmt.errors import BadInputError
+from crmt.gradients import check_grad_mode, input_gradients
 from crmt.heads import OrthogonalHead
 from crmt.modality import Batch, check_batch
 from crmt.model import MultiModalModel, evaluating
@@ -41,20 +42,16 @@ def _class_gradients(model: MultiModalModel, inputs: dict[str, Tensor]) -> Itera
     One backward pass a class serves all modalities, since s^(m) depends on x^(m) alone. Where it does not (a head that
     is not additive), this is ∇_{x^(m)} Σ_m s_k^(m), the fused logit's: what the radius of a head with a = 1 needs.
     """
+    check_grad_mode()
     leaves = {m: inputs[m].detach().requires_grad_() for m in model.modalities}
     with torch.enable_grad():
         scores = model(leaves).scores
     classes = scores.shape[2]
     for k in range(classes):
-        if not scores.requires_grad:  # encoders that ignore their inputs
-            yield [torch.zeros_like(x).flatten(1) for x in leaves.values()]
-            continue
         with torch.enable_grad():
             total = scores[:, :, k].sum()
-        gradients = torch.autograd.grad(
-            total, list(leaves.values()), retain_graph=k + 1 < classes, materialize_grads=True
-        )
-        yield [g.flatten(1) for g in gradients]
+        gradients = input_gradients(model, inputs, total, leaves, retain_graph=k + 1 < classes)
+        yield [g.flatten(1) for g in gradients.values()]
 
 
 def score_gram(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -87,7 +84,8 @@ def gradient_constants(
         pairs: also keep the constants of score differences; default: for every head but an OrthogonalHead.
 
     Raises:
-        BadInputError: no input at all, or an input at which a score has no finite gradient.
+        BadInputError: no input at all, an input at which a score has no finite gradient, a modality that the scores
+            depend on without a gradient, or torch.inference_mode.
     """
     keep_pairs = not isinstance(model.head, OrthogonalHead) if pairs is None else pairs
     total: GradientConstants | None = None
@@ -97,7 +95,7 @@ def gradient_constants(
     with evaluating(model):
         for batch in batches:
             check_batch(model.modalities, batch, model.head.classes)
-            for start in range(0, len(batch.labels), chunk if keep_pairs else len(batch.labels)):
+            for start in range(0, len(batch.labels), chunk if keep_pairs else max(1, len(batch.labels))):
                 inputs = {m: x[start : start + chunk] for m, x in batch.inputs.items()} if keep_pairs else batch.inputs
                 part = (
                     _with_pairs(score_gram(model, inputs), dtype) if keep_pairs else _plain(score_norms(model, inputs))

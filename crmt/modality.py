@@ -8,7 +8,7 @@ from math import isfinite
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crmt.errors import BadInputError
 
@@ -17,7 +17,11 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Modality:
-    """One input of a model. Attack budgets and radii are distances between raw inputs in `space`."""
+    """One input of a model. Attack budgets and radii are distances between raw inputs in `space`.
+
+    Raises:
+        BadInputError: a name that `check_name` refuses, or means and deviations that do not fit the channels.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -33,6 +37,7 @@ class Modality:
     """For tables and plots: `pixels in [0, 1]`, `standardised log-mel`."""
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         channels = self.shape[self.channel_axis]
         if len(self.mean) != channels or len(self.std) != channels:
             raise BadInputError(
@@ -63,17 +68,41 @@ class Batch(NamedTuple):
     ids: tuple[str, ...] = ()
 
 
+def check_name(name: str) -> None:
+    """Refuse a modality's name that torch cannot give to a part of a model.
+
+    Raises:
+        BadInputError: no text, nothing, a dot in it, or what modules call something of their own (`type`, `values`).
+    """
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise BadInputError(f"no modality can be called {name!r}, which torch refuses for a module: rename it")
+
+
+def check_floating(name: str, values: Tensor, box: tuple[float, float] | None) -> None:
+    """Refuse inputs that gradients and attacks cannot move.
+
+    Raises:
+        BadInputError: no tensor, or not a floating one.
+    """
+    if not isinstance(values, Tensor):
+        raise BadInputError(f"{name!r} is a {type(values).__name__}: give a tensor")
+    if not values.is_floating_point():
+        hint = f" in [{box[0]:g}, {box[1]:g}]" if box else ", or give the embeddings of tokens"
+        raise BadInputError(f"{name!r} holds {str(values.dtype).removeprefix('torch.')} values: convert to float{hint}")
+
+
 def check_inputs(modalities: Mapping[str, Modality], inputs: Mapping[str, Tensor]) -> None:
     """Refuse a batch that lacks a modality, has the wrong shape or a different number of inputs by modality.
 
     Raises:
-        BadInputError: names the modality and the two shapes.
+        BadInputError: names the modality and the two shapes, or the type if it is not a floating one.
     """
     for name, modality in modalities.items():
         if name not in inputs:
             raise BadInputError(
                 f"the batch has no {name!r}; the model needs {', '.join(modalities)} and got {', '.join(inputs)}"
             )
+        check_floating(name, inputs[name], modality.box)
         if tuple(inputs[name].shape[1:]) != modality.shape:
             raise BadInputError(
                 f"{name!r} has shape {tuple(inputs[name].shape)}; the model needs (batch, "

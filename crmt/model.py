@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from crmt.encoders import build_encoder
 from crmt.errors import BadInputError
 from crmt.heads import HEADS, Head
-from crmt.modality import Inputs, Modality, check_inputs
+from crmt.modality import Inputs, Modality, check_floating, check_inputs, check_name
 
 
 class Output(NamedTuple):
@@ -29,9 +29,23 @@ class Output(NamedTuple):
 
 
 class MultiModalModel(nn.Module):
-    """Any encoders under a head. Inputs are raw, in each modality's space: the standardisation is inside."""
+    """Any encoders under a head. Inputs are raw, in each modality's space: the standardisation is inside.
 
-    def __init__(self, modalities: Sequence[Modality], encoders: Mapping[str, nn.Module], head: Head) -> None:
+    Args:
+        standardise: give encoders (x − mean) / std; otherwise x itself.
+
+    Raises:
+        BadInputError: modalities, encoders and head that do not name the same.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        encoders: Mapping[str, nn.Module],
+        head: Head,
+        *,
+        standardise: bool = True,
+    ) -> None:
         super().__init__()
         self.modalities = {m.name: m for m in modalities}
         if tuple(self.modalities) != head.modalities or set(self.modalities) != set(encoders):
@@ -41,8 +55,9 @@ class MultiModalModel(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.head = head
         for m in modalities:
-            self.register_buffer(f"_{m.name}_mean", m.per_channel(m.mean), persistent=False)
-            self.register_buffer(f"_{m.name}_std", m.per_channel(m.std), persistent=False)
+            mean, std = (m.per_channel(values).to(head.bias) for values in (m.mean, m.std))
+            self.register_buffer(f"_{m.name}_mean", mean if standardise else torch.zeros_like(mean), persistent=False)
+            self.register_buffer(f"_{m.name}_std", std if standardise else torch.ones_like(std), persistent=False)
 
     @staticmethod
     def around(
@@ -55,41 +70,48 @@ class MultiModalModel(nn.Module):
     ) -> MultiModalModel:
         """A model around your own encoders, each from a batch of its modality to features `(B, d)`.
 
-        Inputs are taken as they are, without standardisation: budgets and radii are distances between them.
+        Inputs are taken as they are, without standardisation: budgets and radii are distances between them. Encoders
+        are not converted: the head takes the inputs' type and device.
 
         Args:
-            inputs: a batch to take shapes and widths from; at least 2 inputs.
+            inputs: a batch of training inputs, to take shapes, widths and means from. The mean over the batch, for
+                each index of the first axis of an input, is what stands in for a missing modality.
             boxes: modality to the range of its valid values, which attacks keep to; left out: any value.
 
         Raises:
-            BadInputError: encoders and inputs of different modalities, an encoder that does not give `(B, d)`, an
-                unknown head, or fewer features than classes under an orthogonal head.
+            BadInputError: encoders, inputs and boxes of different modalities or names that `check_name` refuses;
+                inputs that are not finite, not floating or not all of one type, below float32 for an orthogonal head;
+                an encoder that is no module or does not give `(B, d)` of that type; an unknown head, or fewer features
+                than classes under an orthogonal head.
         """
         if head not in HEADS:
             raise BadInputError(f"no head {head!r}. Valid: {', '.join(HEADS)}")
-        if set(encoders) != set(inputs):
-            raise BadInputError(f"encoders for {', '.join(encoders)}, inputs of {', '.join(inputs)}: give the same")
-        widths, modalities = {}, []
-        for name, encoder in encoders.items():
-            with evaluating(encoder), torch.no_grad():
-                found = encoder(inputs[name])
-            if found.ndim != 2 or len(found) != len(inputs[name]):
-                shape = tuple(found.shape)
-                raise BadInputError(f"the encoder of {name!r} gives {shape}: it must give (batch, features)")
-            widths[name] = found.shape[1]
-            modalities.append(
-                Modality(
-                    name=name,
-                    shape=tuple(inputs[name].shape[1:]),
-                    channel_axis=0,
-                    mean=(0.0,) * inputs[name].shape[1],
-                    std=(1.0,) * inputs[name].shape[1],
-                    box=(boxes or {}).get(name),
-                    space="as given",
-                )
+        ranges = boxes or {}
+        for name in (*encoders, *inputs, *ranges):
+            check_name(name)
+        if not encoders or set(encoders) != set(inputs):
+            raise BadInputError(
+                f"encoders for {', '.join(encoders) or 'nothing'}, inputs of {', '.join(inputs) or 'nothing'}: "
+                "give the same, at least one modality"
             )
-        like = next(iter(inputs.values()))
-        return MultiModalModel(modalities, encoders, HEADS[head](widths, classes)).to(like.device, like.dtype)
+        unknown = [name for name in ranges if name not in encoders]
+        if unknown:
+            raise BadInputError(f"boxes for {', '.join(unknown)}; the model has {', '.join(encoders)}")
+        modalities = [_modality_of(name, inputs[name], ranges.get(name)) for name in encoders]
+        like = inputs[modalities[0].name]
+        for name, x in inputs.items():
+            if (x.dtype, x.device) != (like.dtype, like.device):
+                raise BadInputError(
+                    f"{name!r} is {x.dtype} on {x.device}, {modalities[0].name!r} is {like.dtype} on {like.device}: "
+                    "give all inputs in one type on one device"
+                )
+        if head == "orthogonal" and like.dtype not in (torch.float32, torch.float64):
+            raise BadInputError(
+                f"an orthogonal head cannot be {like.dtype}: give float32 inputs and train under torch.autocast"
+            )
+        widths = {name: _width(name, encoder, inputs[name]) for name, encoder in encoders.items()}
+        built = HEADS[head](widths, classes).to(like.device, like.dtype)
+        return MultiModalModel(modalities, encoders, built, standardise=False)
 
     def features(self, inputs: Mapping[str, Tensor]) -> Inputs:
         """φ^(m)(x^(m)), `(B, d_m)` each."""
@@ -104,6 +126,45 @@ class MultiModalModel(nn.Module):
         features = self.features(inputs)
         scores = self.head.scores(features)
         return Output(self.head.logits(scores), scores, features)
+
+
+def _modality_of(name: str, inputs: Tensor, box: tuple[float, float] | None) -> Modality:
+    """Of inputs as they are. Its mean is theirs, for each index of the first axis, kept in the box."""
+    check_floating(name, inputs, box)
+    if inputs.ndim < 2 or not inputs.numel():
+        raise BadInputError(f"{name!r} has shape {tuple(inputs.shape)}: give (batch, ...), and at least one input")
+    mean = inputs.detach().transpose(0, 1).flatten(1).mean(1)
+    if not bool(mean.isfinite().all()):
+        raise BadInputError(f"{name!r} holds NaN or infinity: leave such inputs out or repair them")
+    kept = mean if box is None else mean.clamp(*box)
+    return Modality(
+        name=name,
+        shape=tuple(inputs.shape[1:]),
+        channel_axis=0,
+        mean=tuple(kept.tolist()),
+        std=(1.0,) * len(kept),
+        box=box,
+        space="as given",
+    )
+
+
+def _width(name: str, encoder: nn.Module, inputs: Tensor) -> int:
+    """How many features the encoder gives; nothing of the caller's is changed."""
+    if not isinstance(encoder, nn.Module):
+        raise BadInputError(f"the encoder of {name!r} is a {type(encoder).__name__}: give a torch.nn.Module")
+    with evaluating(encoder), torch.no_grad():
+        found = encoder(inputs.detach().clone())  # a first layer may work in place
+    if not isinstance(found, Tensor):
+        raise BadInputError(
+            f"the encoder of {name!r} gives a {type(found).__name__}: it must give one tensor of features"
+        )
+    if found.ndim != 2 or len(found) != len(inputs):
+        raise BadInputError(f"the encoder of {name!r} gives {tuple(found.shape)}: it must give (batch, features)")
+    if found.dtype != inputs.dtype:
+        raise BadInputError(
+            f"the encoder of {name!r} gives {found.dtype} features of {inputs.dtype} inputs: give both in one type"
+        )
+    return found.shape[1]
 
 
 @contextmanager

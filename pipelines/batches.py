@@ -21,7 +21,7 @@ import torch
 
 from crmt.errors import BadInputError
 from crmt.modality import Batch, Modality
-from pipelines.ingest import ClipCache
+from pipelines.cache import ClipCache
 from pipelines.rows import decode_rows, present_column
 from pipelines.schema import DataConfig
 from pipelines.storage import READERS, Folder

@@ -1,7 +1,8 @@
 """What a data set has on disk and what it lacks, before anything is decoded: `ingest.py --check`. Needs no Ray.
 
-Reads lists and folders, opens no clip: seconds for 200,000 of them. Beside the tables on the screen it writes a CSV of
-every clip that does not fit, `clip,split,reason,detail`, with the reasons
+Reads lists and folders, opens no clip: seconds for 200,000 of them. Beside the tables on the screen it writes two CSVs:
+how many clips each class has in each split, listed and found; and every clip that does not fit,
+`clip,split,reason,detail`, with the reasons
 
     missing         listed, and no file was found; `detail` is where it would be
     unlisted        a clip file that no list names; `detail` is the file
@@ -34,6 +35,8 @@ _COLUMNS = ("clip", "split", "reason", "detail")
 def check(data: DataConfig, file: Path | None = None, console: Console | None = None) -> int:
     """Print what is there and what is not, and write every misfit to `file` (by default into the cache's folder).
 
+    The counts of each class and split go into a file beside it, whose name ends in `-classes.csv`.
+
     Returns:
         0 where the set can be used as it is, else 1, with the reasons on stderr.
 
@@ -52,10 +55,19 @@ def check(data: DataConfig, file: Path | None = None, console: Console | None = 
         writer = csv.writer(handle)
         writer.writerow(_COLUMNS)
         writer.writerows(misfits)
+    classes = file.with_name(f"{file.stem}-classes.csv")
+    counts = _classes(index)
+    counts.to_csv(classes, index=False)
     console = console or Console()
     console.print(_splits(index))
-    console.print(_facts(index, data, file))
+    console.print(_facts(index, data))
+    _print_thinnest(console, counts)
     _print_examples(console, misfits)
+    for path, digest in index.listing.lists.items():
+        _print(console, f"list: {path}, SHA-256 {digest}")
+    _print(console, f"clips, as results carry it: SHA-256 {index.sha256}")
+    _print(console, f"every class: {classes}")
+    _print(console, f"every misfit: {file}")
     problems = list(_problems(index, data))
     for problem in problems:
         print(f"not usable: {problem}", file=sys.stderr)
@@ -82,6 +94,28 @@ def _found(index: ClipIndex) -> pd.DataFrame:
     return index.clips[~index.clips["id"].isin(index.listing.missing)]
 
 
+def _classes(index: ClipIndex) -> pd.DataFrame:
+    """A row a class: its name, and for each split how many clips are listed and how many were found."""
+    table, found = pd.DataFrame({"class": index.classes}), _found(index)
+    for split in SPLITS:
+        for what, clips in (("listed", index.clips), ("found", found)):
+            labels = clips.loc[clips["split"] == split, "label"]
+            table[f"{split} {what}"] = np.bincount(labels, minlength=len(index.classes))
+    return table
+
+
+def _print_thinnest(console: Console, counts: pd.DataFrame) -> None:
+    """The classes with the fewest train clips, and how many those are."""
+    fewest = counts.sort_values("train found", kind="stable").head(_EXAMPLES)
+    shown = ", ".join(f"{name!a} {n}" for name, n in zip(fewest["class"], fewest["train found"], strict=True))
+    _print(console, f"fewest train clips found: {shown}")
+
+
+def _print(console: Console, line: str) -> None:
+    """A line as it is: nothing cut, whatever the width."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _splits(index: ClipIndex) -> Table:
     table = Table(title=f"{index.name}: {len(index)} clips of {len(index.classes)} classes")
     table.add_column("split")
@@ -97,7 +131,7 @@ def _splits(index: ClipIndex) -> Table:
     return table
 
 
-def _facts(index: ClipIndex, data: DataConfig, file: Path) -> Table:
+def _facts(index: ClipIndex, data: DataConfig) -> Table:
     listing, counts = index.listing, index.listing.counts()
     overlap = listing.left_out[listing.left_out["reason"] == "overlap"]
     videos = overlap["detail"].nunique()
@@ -111,10 +145,6 @@ def _facts(index: ClipIndex, data: DataConfig, file: Path) -> Table:
     )
     for note in listing.notes:
         table.add_row("note", note)
-    for path, digest in listing.lists.items():
-        table.add_row("list", f"{path}\nSHA-256 {digest}")
-    table.add_row("clips, as results carry it", f"SHA-256 {index.sha256}")
-    table.add_row("every misfit", str(file))
     return table
 
 
@@ -126,7 +156,7 @@ def _print_examples(console: Console, misfits: list[tuple[str, ...]]) -> None:
     for reason, names in by_reason.items():
         shown = ", ".join(map(ascii, names[:_EXAMPLES]))
         more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
-        console.print(f"{reason}: {shown}{more}", highlight=False, markup=False, soft_wrap=True)
+        _print(console, f"{reason}: {shown}{more}")
 
 
 def _missing_share(index: ClipIndex) -> float:

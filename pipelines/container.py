@@ -23,6 +23,8 @@ from pipelines.schema import VideoConfig
 # Real containers only: playlists and subtitle-like formats could name other files and are never followed.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,rm,wav,mp3,flac,aac"
 _WITHOUT_INDEX = ("mpegts", "mpeg", "avi", "asf", "ogg")
+_FROM_READ_STREAMS = ("mpegts", "mpeg")
+"""Containers in which ffmpeg counts from the start of the streams that are read, here of the sound, not of the clip."""
 _BOXES_WITH_MEDIA = (b"moov", b"moof", b"mdat")
 _SHORTFALL_SECONDS, _SHORTFALL_SHARE = 0.25, 0.05
 
@@ -45,7 +47,7 @@ class Container:
     `kind`: ffmpeg's name of the container. `seconds` is the declared duration of the longest stream, `video_end` and
     `sound_end` are each stream's own declared end; None where the container does not say. `pixels`: of a frame, None
     where ffmpeg cannot read or accept its size. `video_start`: when the picture sets in. `read_end`: where the sound
-    that could be read ends. All count from the clip's start.
+    that could be read ends. All count from the clip's start, as the samples of `waveform` do.
     """
 
     kind: str
@@ -154,12 +156,17 @@ def _is_short(seconds: float, declared: float) -> bool:
 
 
 def open_container(path: Path, sample_rate: int, seconds: float, deadline: float) -> Container:
-    """Read the container's header and the first `seconds` of its sound as mono float32, in one ffmpeg process."""
+    """Read the container's header and the first `seconds` of its sound as mono float32, in one ffmpeg process.
+
+    The sound is laid on the clip's clock: silence stands where it sets in late or pauses.
+    """
     sound: dict[str, str | float] = {
         "map": "0:a:0?",
         "format": "f32le",
+        # async=1 fills and cuts by timestamps, from the clip's start, and stretches nothing. rematrix_maxval makes mono
+        # a mean of the channels: to float, ffmpeg would add them up.
+        "af": "aresample=async=1:first_pts=0:rematrix_maxval=1",
         "ac": 1,
-        "rematrix_maxval": 1,  # a mean of the channels: to float, ffmpeg would add them up
         "ar": sample_rate,
         "t": seconds,
         "threads": 1,
@@ -179,14 +186,15 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
     waveform = np.frombuffer(samples[: len(samples) // 4 * 4], np.float32)
     origin = float((duration and duration[4]) or 0)
     video_start, sound_start = (max(_start(s) - origin, 0.0) if s else 0.0 for s in (picture, heard))
+    kind = header.partition("Input #0, ")[2].partition(", from")[0]
+    if kind in _FROM_READ_STREAMS:
+        silence = np.zeros(round(min(sound_start, seconds) * sample_rate), np.float32)
+        waveform = np.concatenate([silence, waveform])[: round(seconds * sample_rate)]
     with _reading():
         tracks = track_seconds(path)
     video_end, sound_end = _tagged_end(picture, longest, origin), _tagged_end(heard, longest, origin)
-    read_end = sound_start + len(waveform) / sample_rate
-    if sound_end is not None:  # Matroska: where a late sound sets in is not always in the header
-        read_end = max(read_end, _progress(log))
     return Container(
-        kind=header.partition("Input #0, ")[2].partition(", from")[0],
+        kind=kind,
         seconds=longest,
         has_video=any(_ANY_VIDEO_STREAM.match(s) for s in streams),
         pixels=(int(pixels[1]), int(pixels[2])) if pixels else None,
@@ -194,7 +202,7 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
         video_start=video_start,
         video_end=video_start + tracks[b"vide"] if b"vide" in tracks else video_end,
         sound_end=sound_start + tracks[b"soun"] if b"soun" in tracks else sound_end,
-        read_end=read_end,
+        read_end=len(waveform) / sample_rate,
         waveform=waveform,
         message=message,
     )

@@ -22,10 +22,11 @@ from crmt.lipschitz import gradient_constants
 from crmt.methods import method_class
 from crmt.model import ModelSpec, MultiModalModel
 from pipelines.batches import Clips, Placement, modalities_of
+from pipelines.cache import ClipCache
 from pipelines.certify import SmoothingStore, exact_arithmetic
 from pipelines.command import config_from_card, run_command, start_ray
 from pipelines.config import RunConfig, parse_overrides
-from pipelines.ingest import ClipCache, look_ahead
+from pipelines.ingest import look_ahead
 from pipelines.launch import device_of, first_line
 from pipelines.live import LiveTable
 from pipelines.measure import Measured, Measurement

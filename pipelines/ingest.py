@@ -12,12 +12,11 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,68 +25,30 @@ from rich.table import Table
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import datasets
+from pipelines.cache import (
+    CARD,
+    FORMAT,
+    QUARANTINE,
+    QUARANTINE_FILE,
+    ClipCache,
+    cache_key,
+    check_modalities,
+    clips_root,
+    load_cache,
+    standardised,
+)
 from pipelines.check import check
 from pipelines.command import add_config_arguments, config_from, run_command, start_ray
 from pipelines.datasets.index import SPLITS, ClipIndex, cache_root
 from pipelines.decode import REASONS, DecodeError, decode_clip
-from pipelines.rows import MODALITIES, ModalityMeta, add_clip, encode_row, meta_of, no_sums, present_column, schema_of
-from pipelines.schema import AudioConfig, DataConfig
-from pipelines.sound import PUBLISHED_FBANK
+from pipelines.rows import MODALITIES, add_clip, encode_row, meta_of, no_sums, present_column, schema_of
+from pipelines.schema import DataConfig
 from pipelines.storage import Folder, folder_at
 from pipelines.tasks import Piece, only_one, run_pieces
 
-__all__ = [
-    "FORMAT",
-    "ClipCache",
-    "ModalityMeta",
-    "cache_root",
-    "check_modalities",
-    "clips_root",
-    "ingest",
-    "load_cache",
-    "look_ahead",
-]
-
-FORMAT = 4
-"""Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
-
-_CARD, _QUARANTINE_FILE = "cache.json", "quarantine.csv"
+RETRIED = {"unreadable", "timeout", "failed"}
+"""Reasons of the quarantine that may lie in the machine and not in the clip."""
 _SHARD_CLIPS = 64  # of one task and Parquet part: what a task holds does not grow with the set
-_QUARANTINE = ("clip_id", "path", "split", "reason", "detail")
-
-
-@dataclass(frozen=True, eq=False)
-class ClipCache:
-    """A finished, decoded set of clips in a folder, which may be remote.
-
-    `parts`: paths of the Parquet files for pyarrow, to be opened with `folder.filesystem`: train's, then validation's,
-    then test's. They hold rows as pipelines/rows.py says, a part those of one split, in the order of the index.
-    `counts`: decoded clips by split. `failed`: clips in `quarantine` (clip_id, path, split, reason, detail). `missing`:
-    by modality, the decoded clips that lack it (data.missing_modality `keep`).
-    """
-
-    folder: Folder
-    parts: tuple[str, ...]
-    key: str
-    name: str
-    classes: tuple[str, ...]
-    modalities: dict[str, ModalityMeta]
-    counts: dict[str, int]
-    failed: int
-    missing: dict[str, int]
-    clips_sha256: str
-    quarantine: pd.DataFrame
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole set as arrays: uint8 video and float16 audio."""
-        one = sum(int(np.prod(m.shape)) * np.dtype(m.dtype).itemsize for m in self.modalities.values())
-        return one * sum(self.counts.values())
-
-
-def clips_root(data: DataConfig) -> Folder:
-    """The folder of decoded sets: in data.cache, be that a folder or a URI, or in the default cache."""
-    return folder_at(data.cache or str(cache_root(data))) / "clips"
 
 
 def look_ahead(data: DataConfig) -> ClipIndex | None:
@@ -103,118 +64,39 @@ def look_ahead(data: DataConfig) -> ClipIndex | None:
 
 
 def ingest(
-    index: ClipIndex, data: DataConfig, modalities: tuple[str, ...] = ("video", "audio"), progress: bool = True
+    index: ClipIndex,
+    data: DataConfig,
+    modalities: tuple[str, ...] = ("video", "audio"),
+    progress: bool = True,
+    retry: bool = False,
 ) -> ClipCache:
     """Decode every clip of `index` into a cache, or open the cache that the same clips and settings made before.
 
     Needs a running Ray. A clip that cannot be decoded becomes a row of the quarantine, with its reason.
 
+    Args:
+        retry: decode once more the parts of the cache with a clip that the machine may have failed (`RETRIED`).
+
     Raises:
         CRMTError: more than `data.max_failure_share` of the clips have no file, of which none is then decoded, or
             failed. What was decoded stays in the cache.
-        BadInputError: an unknown modality, or a class or a split of which no clip could be decoded.
+        BadInputError: an unknown modality, one that no train clip has, or a class or a split of which no clip could be
+            decoded.
     """
     check_modalities(modalities)
     _check_missing(index, data.max_failure_share)
     modalities = tuple(m for m in MODALITIES if m in modalities)
     key = cache_key(index, data, modalities)
     folder = clips_root(data) / f"{index.name}-{key[:16]}"
-    if not folder.has(_CARD):
+    if retry or not folder.has(CARD):
         with only_one(_lock_folder(folder, data), str(folder)):
-            if not folder.has(_CARD):
+            if retry:
+                _forget_failures(folder)
+            if not folder.has(CARD):
                 _build(folder, key, index, data, modalities, progress)
     cache = load_cache(folder)
     _check_failures(cache, index, data.max_failure_share)
-    return _standardised(cache, data.audio)
-
-
-def check_modalities(names: Iterable[str]) -> None:
-    """Refuse what no clip has.
-
-    Raises:
-        BadInputError: an unknown modality, or none at all.
-    """
-    unknown = sorted(set(names) - set(MODALITIES))
-    if unknown or not set(names):
-        raise BadInputError(f"clips have the modalities {' and '.join(MODALITIES)}, not {', '.join(unknown) or 'none'}")
-
-
-def cache_key(index: ClipIndex, data: DataConfig, modalities: tuple[str, ...]) -> str:
-    """SHA-256 over the format, the list, each clip's content (size and time, or fingerprint) and the decode settings.
-
-    data.decode_timeout and the limits are among them: they decide which clips are quarantined, and a longer one tries
-    them again. Left out because no stored byte depends on them: video.crop and audio.standardise, which batches apply.
-    """
-    video = data.video.model_dump(exclude={"crop"})
-    audio = data.audio.model_dump(exclude={"standardise"})
-    settings = {"video": video, "audio": audio, "flow": {**video, **data.flow.model_dump()}}
-    limits = {name: video[name] for name in ("max_pixels", "max_frames", "max_seconds")}
-    digest = hashlib.sha256()
-    decoding = {"timeout": data.decode_timeout, **limits, "missing": data.missing_modality}
-    decoding |= {m: settings[m] for m in modalities}
-    digest.update(json.dumps([FORMAT, index.sha256, decoding], sort_keys=True).encode())
-    for content in _contents(index):
-        digest.update(f"{content}\n".encode())
-    return digest.hexdigest()
-
-
-def load_cache(folder: Folder) -> ClipCache:
-    """Open a finished cache.
-
-    Raises:
-        CRMTError: there is none, or parts of it are gone.
-    """
-    try:
-        card = json.loads(folder.read(_CARD))
-    except FileNotFoundError:
-        raise CRMTError(f"{folder} holds no finished set of decoded clips. Run ingest.py again") from None
-    except json.JSONDecodeError:
-        raise CRMTError(f"{folder / _CARD} is damaged. Delete the folder and run ingest.py again") from None
-    parts = folder.names("part-*.parquet")
-    if len(parts) != card["parts"]:
-        raise CRMTError(
-            f"{folder} has {len(parts)} of {card['parts']} parts. Delete the folder and run ingest.py again"
-        )
-    return ClipCache(
-        folder=folder,
-        parts=tuple(map(folder.path, parts)),
-        key=card["key"],
-        name=card["name"],
-        classes=tuple(card["classes"]),
-        modalities={
-            name: ModalityMeta(tuple(m["shape"]), m["dtype"], tuple(m["mean"]), tuple(m["std"]))
-            for name, m in card["modalities"].items()
-        },
-        counts=card["counts"],
-        failed=len(card["quarantine"]),
-        missing=card["missing"],
-        clips_sha256=card["clips_sha256"],
-        quarantine=pd.DataFrame(card["quarantine"], columns=list(_QUARANTINE)),
-    )
-
-
-def _standardised(cache: ClipCache, audio: AudioConfig) -> ClipCache:
-    """The cache with the constants that the configuration gives for sound, in place of those of its train split."""
-    if "audio" not in cache.modalities or audio.standardise == "train":
-        return cache
-    mean, std = PUBLISHED_FBANK if audio.standardise == "published" else audio.standardise
-    meta = replace(cache.modalities["audio"], mean=(mean,), std=(std,))
-    return replace(cache, modalities={**cache.modalities, "audio": meta})
-
-
-def _contents(index: ClipIndex) -> Iterable[str]:
-    """What stands for each clip's content, in the order of the index."""
-    if "fingerprint" in index.clips:
-        return index.clips["fingerprint"].tolist()
-    return map(_file_state, index.clips["path"])
-
-
-def _file_state(path: str) -> str:
-    try:
-        state = Path(path).stat()
-    except OSError:
-        return "absent"
-    return f"{state.st_size} {state.st_mtime_ns}"
+    return standardised(cache, data.audio)
 
 
 def _lock_folder(folder: Folder, data: DataConfig) -> Path:
@@ -245,8 +127,8 @@ def _build(
     run_pieces(pieces, _decode_shard, f"Decoding {index.name}", progress)
     cards = [json.loads(text) for text in folder.read_all([_card_name(number) for number in range(len(shards))])]
     quarantine = [row for card in cards for row in card["quarantine"]]
-    table = pd.DataFrame(quarantine, columns=list(_QUARANTINE))
-    folder.write(_QUARANTINE_FILE, table.to_csv(index=False).encode())
+    table = pd.DataFrame(quarantine, columns=list(QUARANTINE))
+    folder.write(QUARANTINE_FILE, table.to_csv(index=False).encode())
     counts = {split: sum(c["decoded"] for c in cards if c["split"] == split) for split in SPLITS}
     card = {
         "key": key,
@@ -255,22 +137,46 @@ def _build(
         "classes": list(index.classes),
         "modalities": {m: asdict(meta_of(m, data, [c["sums"][m] for c in cards])) for m in modalities},
         "counts": counts,
-        "missing": {m: sum(c["missing"][m] for c in cards) for m in modalities},
+        "missing": {
+            m: {split: sum(c["missing"][m] for c in cards if c["split"] == split) for split in SPLITS}
+            for m in modalities
+        },
         "clips_sha256": index.sha256,
         "listing": index.listing.summary(),
         "parts": len(shards),
         "quarantine": quarantine,
     }
-    folder.write(_CARD, json.dumps(card, indent=1).encode())
+    folder.write(CARD, json.dumps(card, indent=1).encode())
+
+
+def _forget_failures(folder: Folder) -> None:
+    """Take the mark of being finished from every part with a clip that may succeed in a second attempt."""
+    names = folder.names("part-*.json")
+    cards = [json.loads(text) for text in folder.read_all(names)]
+    again = [n for n, card in zip(names, cards, strict=True) if RETRIED & {row["reason"] for row in card["quarantine"]}]
+    if again:
+        folder.remove(CARD)  # first: a set without some of its parts is not finished
+    for name in again:
+        folder.remove(name)
 
 
 def _shards(index: ClipIndex) -> list[pd.DataFrame]:
-    """The clips in the order of the index, cut into shards of one split each: a reader of one split reads no other."""
+    """The clips cut into shards of one split each: a reader of one split reads no other.
+
+    Those of train go by a hash of their ids. In the order of the index, whose ids often begin with the class, a shard
+    would be of one class, and so would most of a streamed training batch.
+    """
     shards = []
     for split in SPLITS:
         clips = index.clips[index.clips["split"] == split]
+        if split == "train":
+            clips = clips.sort_values("id", key=lambda ids: ids.map(_hashed))
         shards += [clips.iloc[i : i + _SHARD_CLIPS] for i in range(0, len(clips), _SHARD_CLIPS)]
     return shards
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _card_name(number: int) -> str:
@@ -325,17 +231,21 @@ def _check_missing(index: ClipIndex, allowed: float) -> None:
 
 
 def _check_failures(cache: ClipCache, index: ClipIndex, allowed: float) -> None:
-    where = f"Each is listed in {cache.folder / _QUARANTINE_FILE}"
+    where = f"Each is listed in {cache.folder / QUARANTINE_FILE}"
+    retried = "; ingest.py --retry tries them again" * bool(RETRIED & set(cache.quarantine["reason"]))
     if cache.failed > allowed * len(index):
         raise CRMTError(
             f"{cache.failed} of {len(index)} clips of {cache.name} could not be decoded ({_by_reason(cache)}); "
-            f"data.max_failure_share allows {allowed:.0%}. {where}. Mend them, or raise data.max_failure_share"
+            f"data.max_failure_share allows {allowed:.0%}. {where}. Mend them{retried}, or raise data.max_failure_share"
         )
     bad = set(cache.quarantine["clip_id"])
     good = index.clips[~index.clips["id"].isin(bad)]
     for split in sorted(set(index.clips["split"])):
         if not cache.counts[split]:
-            raise BadInputError(f"no clip of {cache.name}'s {split} split could be decoded. {where}")
+            raise BadInputError(f"no clip of {cache.name}'s {split} split could be decoded. {where}{retried}")
+    for modality, missing in cache.missing.items():
+        if missing["train"] == cache.counts["train"]:
+            raise BadInputError(f"no train clip of {cache.name} has {modality}: leave it out of model.encoders")
     learnt = set(good.loc[good["split"] == "train", "label"])
     lost = [name for label, name in enumerate(cache.classes) if label not in learnt]
     if lost:
@@ -349,9 +259,8 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
     for split in SPLITS:
         table.add_row(split, f"{cache.counts[split]} clips")
     table.add_row("quarantined", f"{cache.failed}" + (f" ({_by_reason(cache)})" if cache.failed else ""))
-    for name, lacking in cache.missing.items():
-        if lacking:
-            table.add_row(f"without {name}", f"{lacking} clips")
+    for name, lacking in cache.incomplete.items():
+        table.add_row(f"without {name}", f"{lacking} clips")
     for name, meta in cache.modalities.items():
         table.add_row(name, f"{' × '.join(map(str, meta.shape))} {meta.dtype}")
     table.add_row("decoded size", f"{cache.nbytes / 2**20:.0f} MiB")
@@ -367,7 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="ingest.py", description="Decode a data set into the cache, without training."
     )
     add_config_arguments(parser)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--retry",
+        action="store_true",
+        help="also decode once more what was unreadable, ran into the time limit or failed, with its whole part",
+    )
+    what.add_argument(
         "--check",
         nargs="?",
         const=Path(),
@@ -388,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             index = datasets.load(config.data)
         if str(index.listing):
             print(f"lists and files differ: {index.listing}; --check says which", file=sys.stderr)
-        cache = ingest(index, config.data, tuple(config.model.encoders))
+        cache = ingest(index, config.data, tuple(config.model.encoders), retry=options.retry)
         Console().print(_summary(cache, time.monotonic() - started))
         return 0
 

@@ -20,8 +20,9 @@ from crmt.errors import BadInputError
 from crmt.heads import HEADS
 from crmt.methods import method_class
 from pipelines.batches import STREAM_WORKER_CPUS
+from pipelines.cache import check_modalities, clips_root
 from pipelines.config import RunConfig, value_at
-from pipelines.ingest import cache_root, check_modalities, clips_root
+from pipelines.datasets.index import cache_root
 from pipelines.measure import attack_plan
 
 MEANING = {

@@ -18,9 +18,10 @@ from pipelines.batches import (
     modalities_of,
     read_table,
 )
+from pipelines.cache import ClipCache
 from pipelines.config import RunConfig
 from pipelines.datasets.index import ClipIndex
-from pipelines.ingest import ClipCache, ingest
+from pipelines.ingest import ingest
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def prepare(config: RunConfig, say: Callable[[str], None] = print, index: ClipIn
     mode, why = choose_mode(cache, config.data, store)
     transform = Transform.of(cache, config.data)
     sentence = f"{'in the object store' if mode == 'memory' else 'streamed from Parquet'}: {why}"
-    say(f"clips: {cache.counts}, {cache.failed} failed; {sentence}")
+    without = "".join(f", {count} without {m}" for m, count in cache.incomplete.items())
+    say(f"clips: {cache.counts}, {cache.failed} failed{without}; {sentence}")
     if mode == "memory":
         source = ClipSource(mode, ray.put(read_table(cache, names)), None, transform)
     else:

@@ -110,6 +110,7 @@ def _strip(data: RunData, counts: str) -> str:
     clips = p.get("clips") if isinstance(p.get("clips"), dict) else {}
     assert isinstance(clips, dict)
     split_words = [f"{clips[k]:,} {k}" for k in ("train", "validation", "test") if isinstance(clips.get(k), int)]
+    split_words += [f"{count:,} without {m}" for m, count in (p.get("incomplete") or {}).items()]
     seconds = data.tables["trials"].seconds.sum()
     started = str(p.get("started") or data.tables["trials"].started.dropna().min() or "")
     items = [

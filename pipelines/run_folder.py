@@ -114,6 +114,7 @@ def _new_card(
         "kind": kind,
         "dataset": cache.name,
         "clips": {**cache.counts, "failed": cache.failed},
+        "incomplete": cache.incomplete,
         "clips_sha256": cache.clips_sha256,
         "cache_key": cache.key,
         "classes": len(cache.classes),

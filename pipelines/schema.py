@@ -6,7 +6,16 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
@@ -45,7 +54,7 @@ class VideoConfig(Section):
     frames: Count = 3
     """T: frames of one input, one from each of T equal segments."""
     candidates: Count = 1
-    """Frames kept of each segment; training picks one at random, evaluation takes the middle one."""
+    """Frames kept of each segment, an odd number; training picks one at random, evaluation takes the middle one."""
     size: Count = 256
     """Side of the stored square frame in pixels: the short side is resized to it, then the centre is cut."""
     crop: Count = 224
@@ -63,6 +72,13 @@ class VideoConfig(Section):
         if self.crop > self.size:
             raise ValueError(f"crop ({self.crop}) must not exceed size ({self.size})")
         return self
+
+    @field_validator("candidates")
+    @classmethod
+    def _has_a_middle(cls, candidates: int) -> int:
+        if candidates % 2 == 0:
+            raise ValueError(f"{candidates} has no middle one for evaluation: give an odd number")
+        return candidates
 
 
 class FlowConfig(Section):

@@ -134,6 +134,14 @@ class Folder:
             with self._one_line("written"):
                 write_remote(_opened(self.location)[0], self.path(name), content)
 
+    def remove(self, name: str) -> None:
+        """Delete a file, if there is one."""
+        if self.local:
+            (self.local / name).unlink(missing_ok=True)
+        elif self.has(name):
+            with self._one_line("written"):
+                _opened(self.location)[0].delete_file(self.path(name))
+
     def check(self) -> None:
         """Ask once whether it can be reached, so that nothing is decoded in vain; of a local one nothing is asked.
 

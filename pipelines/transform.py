@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.ingest import ClipCache
+from pipelines.cache import ClipCache
 from pipelines.rows import DTYPES, FLOW_STEPS, present_column
 from pipelines.schema import AugmentConfig, DataConfig
 

@@ -36,6 +36,8 @@ def apgd(
 ) -> AttackResult:
     """Auto-PGD in any ball: a joint ball takes its modalities as one vector, a product ball steps in each group.
 
+    Where the whole gradient is exactly 0 there is no direction: it goes on from a random point.
+
     Args:
         inputs: x, `(B, *shape)` of every modality, inside its box. labels: `(B,)`.
         loss: `cross_entropy`, `dlr` (below 3 classes it is the margin) or `margin`.
@@ -60,7 +62,7 @@ def apgd(
                 if not search.begin():
                     return search.result()
                 deltas = search.random(generator) if restart else search.start(start)
-                _run(search, deltas, loss, steps, None if target is None else target[search.rows])
+                _run(search, deltas, loss, steps, None if target is None else target[search.rows], generator)
     return search.result()
 
 
@@ -102,7 +104,14 @@ class _State:
         return _State(**{name: rows_of(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
 
 
-def _run(search: Search, deltas: Inputs, loss: str, steps: int, targets: Tensor | None) -> None:
+def _run(
+    search: Search,
+    deltas: Inputs,
+    loss: str,
+    steps: int,
+    targets: Tensor | None,
+    generator: torch.Generator | None,
+) -> None:
     gradients, value = search.gradients(deltas, loss, targets)
     s = _State(
         deltas, gradients, value, deltas, deltas, gradients, value, torch.full_like(value, 2.0),
@@ -115,7 +124,7 @@ def _run(search: Search, deltas: Inputs, loss: str, steps: int, targets: Tensor 
             if not len(kept):
                 return
             s = s.select(kept)
-        _move(search, s, 1.0 if step == 1 else MOMENTUM)
+        _move(search, s, 1.0 if step == 1 else MOMENTUM, generator)
         if step == steps:
             search.evaluate(s.deltas)
             return
@@ -128,9 +137,9 @@ def _run(search: Search, deltas: Inputs, loss: str, steps: int, targets: Tensor 
             last = step
 
 
-def _move(search: Search, s: _State, momentum: float) -> None:
+def _move(search: Search, s: _State, momentum: float, generator: torch.Generator | None) -> None:
     """The paper's z and x^(k+1)."""
-    there = search.project(search.ball.stepped(s.deltas, s.gradients, s.size))
+    there = search.moved(s.deltas, s.gradients, s.size, generator)
     if momentum < 1:
         there = search.project(
             {m: d + momentum * (there[m] - d) + (1 - momentum) * (d - s.before[m]) for m, d in s.deltas.items()}

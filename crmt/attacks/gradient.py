@@ -39,6 +39,8 @@ def pgd(
 ) -> AttackResult:
     """Projected gradient descent (Madry et al., 2018) in any ball, on any modalities.
 
+    Where the whole gradient is exactly 0 there is no direction: with more than one step it goes on from a random point.
+
     Args:
         inputs: x, `(B, *shape)` of every modality, inside its box. labels: `(B,)`.
         step_size: of one step, in units of ε; default 2.5 / steps.
@@ -63,11 +65,19 @@ def pgd(
             if not search.begin(drop_broken):
                 break
             deltas = search.random(generator) if restart else search.start(start)
-            _run(search, deltas, loss, steps, size, drop_broken)
+            _run(search, deltas, loss, steps, size, drop_broken, generator)
     return search.result()
 
 
-def _run(search: Search, deltas: Inputs, loss: str, steps: int, size: float, drop_broken: bool) -> None:
+def _run(
+    search: Search,
+    deltas: Inputs,
+    loss: str,
+    steps: int,
+    size: float,
+    drop_broken: bool,
+    generator: torch.Generator | None,
+) -> None:
     for _ in range(steps):
         gradients, _ = search.gradients(deltas, loss)
         kept = search.narrowed() if drop_broken else None
@@ -75,5 +85,8 @@ def _run(search: Search, deltas: Inputs, loss: str, steps: int, size: float, dro
             if not len(kept):
                 return
             deltas, gradients = ({m: v[kept] for m, v in d.items()} for d in (deltas, gradients))
-        deltas = search.project(search.ball.stepped(deltas, gradients, size))
+        if steps == 1:  # FGM is from x by its definition
+            deltas = search.project(search.ball.stepped(deltas, gradients, size))
+        else:
+            deltas = search.moved(deltas, gradients, size, generator)
     search.evaluate(deltas)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, chosen, clamped, columns
+from crmt.attacks.balls import LARGEST, Ball, chosen, clamped, columns
 from crmt.attacks.losses import likely_targets
 from crmt.attacks.search import Search, check_counts
 from crmt.modality import Inputs
@@ -52,6 +52,7 @@ def minimal_norm(
     Args:
         ball: its shape; the budgets are units: 1.0 gives the radius, a product ball's give the ratio of its sides.
         restarts: the first run takes any wrong class; run i > 0 aims at the i-th nearest class, from a random start.
+            Where the gradient at x is exactly 0, all start at random, within the length of x or the unit ball.
         start: adversarial inputs to start from, where they are nearer than the first run's own.
         generator: for the random starts.
 
@@ -74,13 +75,19 @@ def minimal_norm(
                 target = None
                 if run:
                     target = nearest[:, min(run, nearest.shape[1] - 1)] if nearest.shape[1] else None
-                    scale = torch.where(distance.isfinite(), distance, torch.zeros_like(distance))
-                    deltas = search.ball.scaled(scale).random(search.attacked, generator)
-                    deltas = _project(search, deltas, search.ball.gauge(deltas))
+                unknown = ~distance.isfinite()  # the gradient at x is 0
+                if run or bool(unknown.any()):
+                    reach = search.ball.gauge(search.attacked).clamp_min(1)  # infinite where there is no budget
+                    reach = torch.where(reach <= LARGEST, reach, torch.zeros_like(reach))
+                    scale = torch.where(unknown, reach, distance)
+                    drawn = search.ball.scaled(scale).random(search.attacked, generator)
+                    drawn = _project(search, drawn, search.ball.gauge(drawn))
+                    deltas = drawn if run else chosen(unknown, drawn, step)
                 _run(search, best, deltas, steps, target)
             best.bisect(search)
     found = {m: search.clean[m] + d for m, d in best.deltas.items()}
-    return MinimalResult(search.clean | found, best.radius)
+    rounded = ball.gauge({m: x - search.clean[m] for m, x in found.items()})
+    return MinimalResult(search.clean | found, torch.maximum(best.radius, rounded))
 
 
 class _Nearest:

@@ -30,7 +30,8 @@ class AttackSettings:
     steps: int = 20
     """Of PGD and the minimal-norm attack; APGD takes twice as many in every run."""
     restarts: int = 1
-    """Of PGD, APGD and the minimal-norm attack: the first from x, the others from random points."""
+    """Of PGD, APGD and the minimal-norm attack: the first from x, the others from random points. With 1, `auto` ends
+    with one run of APGD-DLR from a random point."""
     targets: int = 3
     """Classes that apgd_dlr aims at, each in its own run, after one untargeted run."""
     queries: int = 500
@@ -141,7 +142,17 @@ def _noise(call: Call) -> AttackResult:
 
 
 def _auto(call: Call) -> AttackResult:
-    return in_turn(call, tuple(PARTS))
+    """All parts; those that began at x alone see nothing that lies behind a coordinate without a gradient there."""
+    found = in_turn(call, tuple(PARTS))
+    return then(call, found, _apgd_from_random) if call.settings.restarts == 1 else found
+
+
+def _apgd_from_random(call: Call) -> AttackResult:
+    """APGD on DLR, not aimed, from a random point of the ball."""
+    attacked = {m: call.inputs[m] for m in call.ball.attacked}
+    drawn = call.ball.random(attacked, call.generator)
+    start = {m: x + drawn[m] for m, x in attacked.items()}
+    return apgd(*call.given, loss="dlr", steps=2 * call.settings.steps, start=start, generator=call.generator)
 
 
 def in_turn(call: Call, names: Sequence[str]) -> AttackResult:
@@ -220,6 +231,7 @@ def attack(
 auto = partial(attack, "auto")
 """The strongest attack: FGM, PGD, minimal-norm, APGD-CE, APGD-DLR with targets, Square, each on what stands.
 
-Every part starts where it would alone, so no part that draws nothing at random breaks more by itself. Arguments and
-errors as `attack`.
+Where no part has a random restart, APGD-DLR from a random point comes last: coordinates without a gradient at x, such
+as those that a threshold cuts off, move from there only. Every part starts where it would alone, so no part that draws
+nothing at random breaks more by itself. Arguments and errors as `attack`.
 """

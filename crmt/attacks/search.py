@@ -8,15 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, columns
+from crmt.attacks.balls import Ball, chosen, columns
 from crmt.attacks.losses import attack_loss
 from crmt.errors import BadInputError
+from crmt.gradients import check_grad_mode, input_gradients
 from crmt.losses import logit_margin
 from crmt.modality import Inputs, check_inputs, check_labels
-from crmt.model import MultiModalModel
+from crmt.model import MultiModalModel, evaluating
 
 OUTSIDE = 1e-4
 """By how much an input may lie outside its box: rounding."""
+_ROUNDING = 1e-5
+"""Share of the budget by which a point may lie outside the ball."""
+_SHORTENED = 6
+"""How often a δ is shortened before x itself is returned."""
 
 
 class AttackResult(NamedTuple):
@@ -152,18 +157,47 @@ class Search:
     def gradients(self, deltas: Inputs, loss: str, targets: Tensor | None = None) -> tuple[Inputs, Tensor]:
         """Gradients by δ of the loss at x + δ, and the loss, `(R,)`; what is better than all before is kept."""
         leaves = {m: d.detach().requires_grad_() for m, d in deltas.items()}
+        check_grad_mode()
         with torch.enable_grad():
             logits = self.model({m: x + leaves[m] if m in leaves else x for m, x in self.inputs.items()}).logits
             value = attack_loss(loss, logits, self.labels, targets)
             self.keep(deltas, logits.detach())
-            if not value.requires_grad:  # one class, or encoders that ignore what is attacked
+            if logits.shape[1] < 2:  # there is no other class
                 return {m: torch.zeros_like(d) for m, d in deltas.items()}, value
-            found = torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
+            found = input_gradients(self.model, self.inputs, value.sum(), leaves)
         # a norm at 0 has a NaN gradient in many models: that direction is left out
-        return {m: torch.nan_to_num(g) for m, g in zip(leaves, found, strict=True)}, value.detach()
+        return {m: torch.nan_to_num(g) for m, g in found.items()}, value.detach()
+
+    def moved(
+        self, deltas: Inputs, gradients: Inputs, size: float | Tensor, generator: torch.Generator | None
+    ) -> Inputs:
+        """δ after a step of `size` times the budgets; a random δ where the whole gradient is exactly 0."""
+        there = self.project(self.ball.stepped(deltas, gradients, size))
+        flat = is_flat(gradients)
+        return chosen(flat, self.random(generator), there) if bool(flat.any()) else there
 
     def result(self) -> AttackResult:
-        return AttackResult(self.clean | {m: self.clean[m] + d for m, d in self.best.items()}, self.margin)
+        """The best points. Where x + δ, rounded, lies outside the ball, δ is shortened and the margin taken anew."""
+        labels, ball = self._all
+        best = {m: self.clean[m] + d for m, d in self.best.items()}
+        for attempt in range(_SHORTENED):
+            length = ball.gauge({m: x - self.clean[m] for m, x in best.items()})
+            rows = (length > 1 + _ROUNDING).nonzero().squeeze(1)
+            if not len(rows):
+                break
+            factor = (1 - _ROUNDING) / length[rows] if attempt < _SHORTENED - 2 else torch.zeros_like(length[rows])
+            for m, d in self.best.items():
+                d[rows] = d[rows] * columns(factor, d[rows])
+                best[m][rows] = self.clean[m][rows] + d[rows]
+            inputs = {m: best[m][rows] if m in best else x[rows] for m, x in self.clean.items()}
+            with torch.no_grad(), evaluating(self.model):
+                self.margin[rows] = _nan_is_wrong(logit_margin(self.model(inputs).logits, labels[rows]))
+        return AttackResult(self.clean | best, self.margin)
+
+
+def is_flat(gradients: Inputs) -> Tensor:
+    """Whether the whole gradient is exactly 0, `(R,)`."""
+    return torch.stack([(g == 0).flatten(1).all(1) for g in gradients.values()]).all(0)
 
 
 def _nan_is_wrong(margin: Tensor) -> Tensor:

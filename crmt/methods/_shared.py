@@ -15,6 +15,7 @@ from crmt.attacks import Ball
 from crmt.attacks.losses import attack_loss
 from crmt.distributed import sum_over_ranks
 from crmt.errors import BadInputError
+from crmt.gradients import input_gradients
 from crmt.losses import margin_regulariser
 from crmt.methods.base import LossTerms, Step
 from crmt.modality import Inputs
@@ -91,11 +92,12 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
                 logits = model({m: x + leaves[m] if m in leaves else x for m, x in clean.items()}).logits
                 # not F.cross_entropy: on a confident model its gradient is 0 in float32, or points a wrong way
                 loss = attack_loss("cross_entropy", logits, labels, None).sum()
-            if not loss.requires_grad:  # one class, or encoders that ignore what is attacked
+            if logits.shape[1] < 2:  # there is no other class
                 break
-            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            gradients = input_gradients(model, clean, loss, leaves)
             here = {m: d.detach() for m, d in leaves.items()}
-            moved = ball.stepped(here, dict(zip(leaves, gradients, strict=True)), 2.5 / steps)
+            # a norm at 0 has a NaN gradient in many models: that direction is left out
+            moved = ball.stepped(here, {m: torch.nan_to_num(g) for m, g in gradients.items()}, 2.5 / steps)
             deltas = ball.project(moved, attacked, model.modalities)
     return clean | {m: clean[m] + d.detach() for m, d in deltas.items()}
 

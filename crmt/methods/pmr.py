@@ -35,7 +35,7 @@ class Prototypes(nn.Module):
 
     def gather(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch, `(B, d)` and `(B,)`, to this worker's sums."""
-        self.total.index_add_(0, labels, features.detach())
+        self.total.index_add_(0, labels, features.detach().to(self.total))  # under autocast they are of less precision
         self.count.index_add_(0, labels, torch.ones_like(labels, dtype=self.count.dtype))
 
     def refresh(self, momentum: float) -> None:
@@ -51,7 +51,9 @@ class Prototypes(nn.Module):
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """log softmax over the K' classes seen so far of −‖φ − c_k‖₂, `(B, K')`."""
-        distances = torch.cdist(features, self.mean[self.seen], compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(
+            features.to(self.mean), self.mean[self.seen], compute_mode="donot_use_mm_for_euclid_dist"
+        )
         return (-distances).log_softmax(1)
 
 

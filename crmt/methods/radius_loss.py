@@ -47,7 +47,7 @@ class RadiusLoss(Method):
         require("rho", self.rho, at_least=0)
 
     def prepare(self, model: MultiModalModel) -> nn.Module:
-        """Hold a at 1 during step 1.
+        """Hold a at 1 during step 1: `fit` leaves out what is frozen here, and gives it back.
 
         Raises:
             BadInputError: a model without an orthogonal head.

@@ -23,13 +23,16 @@ def is_clip(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(CONTAINERS)
 
 
-def clip_files(root: Path) -> list[str]:
-    """Absolute paths of all clip files below `root`, sorted. Links are followed, each folder is entered once.
+def clip_files(root: Path) -> tuple[list[str], list[str]]:
+    """Absolute paths of all clip files below `root`, sorted; and the folders below it that may not be read.
+
+    Links are followed, each folder is entered once.
 
     Raises:
-        BadInputError: a folder that cannot be read.
+        BadInputError: `root` itself cannot be read.
     """
     found: list[str] = []
+    closed: list[str] = []
     start = os.path.abspath(root)  # noqa: PTH100 - strings all the way: 200,000 Path objects take seconds
     waiting = [(start, os.path.realpath(start))]
     entered: set[str] = set()
@@ -47,8 +50,10 @@ def clip_files(root: Path) -> list[str]:
                         below = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}{os.sep}{entry.name}"
                         waiting.append((entry.path, below))
         except OSError as error:
-            raise BadInputError(f"{folder} cannot be read: {error.strerror or error}") from None
-    return sorted(found)
+            if folder == start:
+                raise BadInputError(f"{folder} cannot be read: {error.strerror or error}") from None
+            closed.append(folder)  # a disk's lost+found holds no clip
+    return sorted(found), sorted(closed)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

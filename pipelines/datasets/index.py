@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ class Listing:
     def __str__(self) -> str:
         """What does not fit, in one line; empty where all does."""
         return ", ".join(f"{count} {reason}" for reason, count in self.counts().items() if count)
+
+    def of_clips(self, ids: Iterable[str]) -> Listing:
+        """The same of these clips alone; what the lists leave out or do not name stays as it is."""
+        kept = frozenset(ids)
+        several = {clip: files for clip, files in self.several.items() if clip in kept}
+        return replace(self, missing=self.missing & kept, several=several)
 
     def summary(self) -> dict[str, Any]:
         """The same as JSON, for a cache's card: the lists, the counts and the notes."""
@@ -102,7 +109,8 @@ class ClipIndex:
         shuffled = self.clips.iloc[order]
         # every class gives its first clip, then its second ...
         turn = shuffled.groupby(["split", "label"]).cumcount().sort_values(kind="stable").index
-        return replace(self, clips=shuffled.loc[turn].groupby("split").head(n))
+        clips = shuffled.loc[turn].groupby("split").head(n)
+        return replace(self, clips=clips, listing=self.listing.of_clips(clips["id"]))
 
 
 def overlapping(clips: pd.DataFrame) -> pd.Series:

@@ -121,7 +121,12 @@ def _given(layout: Layout, data: DataConfig, root: Path) -> dict[str, Path]:
         raise BadInputError(f"{layout.name}: data.lists has `all` and other roles; give `all`, or one file a split")
     if "all" not in roles and not ("train" in roles and roles & {"test", "validation"}):
         raise BadInputError(f"{layout.name}: data.lists needs `all`, or `train` and `test`. {layout.text}")
-    return {role: files[role] for role in sorted(files)}
+    found: dict[str, Path] = {str(role): file for role, file in files.items()}
+    for optional, name in layout.optional:
+        there = [root / folder / name for folder in layout.folders if (root / folder / name).is_file()]
+        if there:
+            found.setdefault(optional, there[0])
+    return {role: found[role] for role in sorted(found)}
 
 
 def text_of(file: Path) -> str:
@@ -218,16 +223,23 @@ def assemble(
         classes: in order; the sorted labels when left out.
 
     Raises:
-        BadInputError: no rows, one clip with two labels, an overlap that data.on_overlap refuses, a class without train
-            clips, or no file for any row.
+        BadInputError: no rows, one clip or file with two labels, an overlap that data.on_overlap refuses, a class
+            without train clips, or no file for any row.
     """
     root = root_of(layout, data)
     kept, table, left_out = _table(layout, data, rows, lists)
     classes = classes or tuple(sorted(set(table["label"])))
     _check_classes(layout, table, classes, lists)
-    files = clip_files(root)
+    files, closed = clip_files(root)
+    if closed:
+        notes = [*notes, f"{len(closed)} folders may not be read, {shown(closed[0])} first: clips in them are missing"]
     files_of = match(files)
     fitting = {row.id: files_of(row) for row in rows}  # also of rows left out: their files are not unlisted
+    repeated = _of_one_file(layout, kept, fitting)
+    if repeated:
+        again = {row[0] for row in repeated}
+        left_out = pd.concat([left_out, pd.DataFrame(repeated, columns=list(LEFT_OUT))], ignore_index=True)
+        kept, table = [row for row in kept if row.id not in again], table[~table["id"].isin(again)]
     missing = {row.id for row in kept if not fitting[row.id]}
     taken = {path for found in fitting.values() for path in found}
     if len(missing) == len(table):
@@ -273,6 +285,23 @@ def _table(
             raise BadInputError(f"{layout.name}: no clip is left in the split `{split}`; both train and test need some")
     kept = [first[key] for key in zip(table["id"].tolist(), table["split"].tolist(), strict=True)]
     return kept, table, left_out
+
+
+def _of_one_file(layout: Layout, rows: Sequence[Row], fitting: dict[str, list[str]]) -> list[tuple[str, ...]]:
+    """Rows (as in `Listing.left_out`) whose file another row has already, under another name of the same clip."""
+    first: dict[str, Row] = {}
+    repeated: list[tuple[str, ...]] = []
+    for row in rows:
+        before = first.setdefault(fitting[row.id][0], row) if fitting[row.id] else row
+        if before is row:
+            continue
+        if (before.label, before.split) != (row.label, row.split):
+            raise BadInputError(
+                f"{layout.name}: {row.line}: clip {shown(row.id)} ({shown(row.label)}, {row.split}) has the file of "
+                f"{shown(before.id)} ({shown(before.label)}, {before.split}) in {before.line}. Take one of them out"
+            )
+        repeated.append((row.id, row.split, "repeated", f"{row.line}, the file of {before.line}"))
+    return repeated
 
 
 def _check_classes(layout: Layout, table: pd.DataFrame, classes: tuple[str, ...], lists: dict[str, Path]) -> None:

@@ -98,6 +98,8 @@ def _read(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file)
+            named = {*REQUIRED, "group"} & set(table.index.names)  # an index that pandas stored is a column, or no news
+            table = table.reset_index(drop=not named)
             own = [c for c in (*REQUIRED, "group") if c in table]
             table[own] = table[own].astype(object).where(table[own].notna(), "").astype(str)
         else:

@@ -47,7 +47,7 @@ def test_the_round_trip_is_bit_equal(head: str, modalities: int, encoder: str, t
     chosen = spec(head, modalities, encoder=encoder)
     model = build_model(chosen, seed=5)
     inputs = random_inputs(model, 4)
-    list(fit(model, create("jt"), learnable(model), FitSettings(epochs=1, lr=0.05)))
+    list(fit(model, create("ojt" if head == "orthogonal" else "jt"), learnable(model), FitSettings(epochs=1, lr=0.05)))
     if isinstance(model.head, OrthogonalHead):
         model.head.set_integration(torch.rand(modalities, 8) + 0.1)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_state_with_plain_numbers_survives(tmp_path: Path) -> None:
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     assert_refused(load_state, tmp_path, r"is not the folder of a training state")
     model = build_model(spec())
-    result = next(fit(model, create("jt"), learnable(model), FitSettings(epochs=1, lr=0.05)))
+    result = next(fit(model, create("ojt"), learnable(model), FitSettings(epochs=1, lr=0.05)))
     save_state(tmp_path, result.state())
     load_state(tmp_path)
     tensors = load_file(tmp_path / "state.safetensors")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from math import cos, pi
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crmt.errors import BadInputError, CRMTError
 from crmt.fit import EpochResult, FitSettings, fit
-from crmt.heads import OrthogonalHead
+from crmt.heads import ConcatHead, OrthogonalHead
 from crmt.methods import create
 from crmt.methods.base import LossTerms, Method, Step
 from crmt.modality import Batch
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_epoch() -> None:
 
 
 def test_an_epoch_without_a_batch_stops() -> None:
-    model = trainable()
+    model = trainable("concat")
     empty: Iterable[Batch] = []
     with pytest.raises(CRMTError, match=r"an epoch had no batch: lower train.batch_size"):
         next(fit(model, create("jt"), lambda _: empty, FitSettings(epochs=1, lr=0.1)))
@@ -209,6 +209,128 @@ def test_noise_is_gaussian_of_the_given_deviation_and_only_where_asked_for() -> 
 def test_noise_of_an_unknown_modality_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"noise for flow; the model has audio, video"):
         recorded(FitSettings(epochs=1, lr=0.05, noise={"flow": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "message"),
+    [
+        ("crmt_jt", "concat", r"^CRMT-JT needs the head OrthogonalHead, the model has ConcatHead: .*head='orthogonal'"),
+        ("jt", "orthogonal", r"^JT needs the head ConcatHead, the model has OrthogonalHead: .*head='concat'"),
+        ("msefm", "concat", r"^MSEFM needs the head OddOneOutHead, the model has ConcatHead: .*head='odd_one_out'"),
+        ("radius_loss", "concat", r"^radius loss needs the head OrthogonalHead"),
+    ],
+)
+def test_a_method_on_another_head_than_its_own_is_refused(name: str, head: str, message: str) -> None:
+    model = trainable(head)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(BadInputError, match=message):
+        next(fit(model, create(name), learnable(model), FitSettings(epochs=1, lr=0.1)))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_method_of_an_unknown_head_is_refused_and_a_subclass_of_its_head_is_not() -> None:
+    class Odd(Records):
+        title, head = "odd", "square"
+
+    class Own(ConcatHead):
+        pass
+
+    model = trainable("concat")
+    with pytest.raises(
+        BadInputError, match=r"^odd needs a head 'square', which there is not: add it to crmt.heads.HEADS"
+    ):
+        next(fit(model, Odd(), learnable(model), FitSettings(epochs=1, lr=0.1)))
+    model.head = Own(dict.fromkeys(model.modalities, 8), 8)
+    assert len(list(fit(model, create("jt"), learnable(model), FitSettings(epochs=1, lr=0.1)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"optimizer": "Adam"}, r"^no optimizer 'Adam'\. Valid: sgd, adam\. Did you mean 'adam'\?$"),
+        ({"optimizer": "adamw"}, r"^no optimizer 'adamw'\. .* Did you mean 'adam'\?$"),
+        ({"optimizer": torch.optim.SGD}, r"^no optimizer <class .*SGD'>\. Valid: sgd, adam\."),
+        ({"schedule": "Cosine"}, r"^no schedule 'Cosine'\. Valid: cosine, step\. Did you mean 'cosine'\?$"),
+        ({"schedule": "xyz"}, r"^no schedule 'xyz'\. Valid: cosine, step\.$"),
+    ],
+)
+def test_unknown_settings_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        FitSettings(epochs=1, lr=0.1, **setting)
+
+
+@pytest.mark.parametrize("name", ["jt", "radius_loss"])
+def test_a_model_that_is_all_frozen_is_refused(name: str) -> None:
+    method = create(name)
+    model = trainable(method.head).requires_grad_(False)
+    with pytest.raises(
+        BadInputError, match=r"^nothing to train, all parameters are frozen: call requires_grad_\(True\)"
+    ):
+        next(fit(model, method, learnable(model), FitSettings(epochs=1, lr=0.1)))
+
+
+class Modes(Method):
+    """JT that keeps the mode of every module in its steps."""
+
+    title, head = "modes", "concat"
+    seen: ClassVar[list[dict[str, bool]]] = []
+
+    def loss(self, step: Step) -> LossTerms:
+        self.seen.append({name: module.training for name, module in step.model.named_modules()})
+        return create("jt").loss(step)
+
+
+def modes(model: MultiModalModel) -> list[dict[str, bool]]:
+    """Of every module in each of 2 epochs of one step, between which the caller measures in evaluation mode."""
+    Modes.seen.clear()
+    for _ in fit(model, Modes(), learnable(model, batches=1), FitSettings(epochs=2, lr=0.05)):
+        model.eval()
+    assert len(Modes.seen) == 2
+    return list(Modes.seen)
+
+
+def test_what_was_frozen_and_in_evaluation_mode_stays_as_it_is() -> None:
+    model = trainable("concat").train()
+    model.encoders["audio"] = nn.Sequential(model.encoders["audio"], nn.Dropout(0.5))
+    frozen = model.encoders["audio"].requires_grad_(False).eval()
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    for seen in modes(model):
+        for name, training in seen.items():
+            assert training == (not name.startswith("encoders.audio")), name
+    assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())  # batch norm's statistics too
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_all_else_trains_in_training_mode() -> None:
+    """Evaluation mode without frozen parameters, frozen parameters in training mode, and what has no parameters."""
+    model = trainable("concat")
+    model.encoders["audio"] = nn.Sequential(model.encoders["audio"], nn.Dropout(0.5))
+    model.eval()
+    model.encoders["video"].requires_grad_(False).train()
+    assert all(all(seen.values()) for seen in modes(model))
+
+
+def test_what_a_method_freezes_is_left_out_of_its_own_training_alone() -> None:
+    """Also where the training stops half-way and the generator is kept, and where it never begins."""
+    model = trainable()
+    head = cast(OrthogonalHead, model.head)
+    halted = fit(model, create("radius_loss"), learnable(model), FitSettings(epochs=3, lr=0.05))
+    for epoch in (1, 2):
+        next(halted)
+        assert head.log_integration.requires_grad, epoch
+        assert torch.equal(head.integration, torch.ones_like(head.integration)), epoch
+    list(fit(model, create("crmt_jt"), learnable(model), FitSettings(epochs=1, lr=0.05)))
+    assert bool((head.integration != 1).all())
+    with pytest.raises(RuntimeError, match=r"on purpose"):
+        next(fit(model, create("radius_loss"), learnable(model), FitSettings(epochs=1, lr=0.05), wrap=refuse))
+    assert head.log_integration.requires_grad
+    head.log_integration.requires_grad_(False)  # the user's own choice
+    list(fit(model, create("radius_loss"), learnable(model), FitSettings(epochs=1, lr=0.05)))
+    assert not head.log_integration.requires_grad
+
+
+def refuse(module: nn.Module) -> nn.Module:
+    raise RuntimeError("on purpose")
 
 
 @pytest.fixture(scope="module")

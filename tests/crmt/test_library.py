@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +123,22 @@ def test_own_training_loop_with_the_head_and_the_margin_loss_alone() -> None:
     for name in ("lidar", "camera"):
         weight = model.head.weight(name)
         torch.testing.assert_close(weight @ weight.T, torch.eye(CLASSES), rtol=0, atol=1e-5)
+
+
+def test_the_readmes_recipe_measures_in_evaluation_mode() -> None:
+    """With an encoder that differs from itself in training."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (recipe,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "optimise_integration" in b)
+    plain = "nn.Linear(60, 32), nn.Tanh()"
+    assert plain in recipe
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(compile(recipe.replace(plain, f"{plain}, nn.BatchNorm1d(32), nn.Dropout(0.5)"), "README.md", "exec"), names)
+    model, inputs = names["model"], names["batch"].inputs
+    assert model.training
+    with torch.no_grad():
+        torch.testing.assert_close(names["clean"].scores, model.eval()(inputs).scores)
+        assert not torch.allclose(names["clean"].scores, model.train()(inputs).scores, rtol=0.1, atol=0.1)
 
 
 def test_measuring_leaves_the_model_as_it_was() -> None:

@@ -7,16 +7,17 @@ from typing import cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crmt.errors import BadInputError
+from crmt.fit import FitSettings, fit
 from crmt.methods import create
 from crmt.methods.base import Epoch, Step
 from crmt.methods.gb import GB, LEAST_CHANGE, Blend, blend_weights
 from crmt.methods.ogm_ge import OGMGE, confidence
 from crmt.methods.pmr import PMR, imbalance
 from crmt.modality import Batch
-from crmt.model import MultiModalModel, build_model, evaluating
+from crmt.model import MultiModalModel, Output, build_model, evaluating
 from tests.crmt.tiny import learnable, linear_model, mostly_right, one_step, random_inputs, spec, trainable
 
 
@@ -191,6 +192,30 @@ def test_prototypes_move_with_momentum_and_keep_what_is_not_seen_again() -> None
     new = [0.25 * old[k] + 0.75 * features[other.labels == k].mean(0) for k in range(2)]
     torch.testing.assert_close(step.companion.state_dict()["video.mean"][:3], torch.stack([*new, old[2]]))
     assert not step.companion.state_dict()["video.count"].any()
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_pmr_trains_under_autocast(everything: bool) -> None:
+    """Around the encoders and the head alone, and around all of `fit`."""
+
+    class Mixed(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs: dict[str, Tensor]) -> Output:
+            with torch.autocast("cpu", torch.bfloat16):
+                return cast(Output, self.model(inputs))
+
+    torch.manual_seed(0)
+    model = trainable("concat", classes=4)
+    wider = nn.ModuleDict({m: nn.Sequential(e, nn.Linear(8, 8)) for m, e in model.encoders.items()})
+    model.encoders = wider  # features of a linear layer are bfloat16 there
+    with torch.autocast("cpu", torch.bfloat16, enabled=everything):
+        results = list(fit(model, PMR(), learnable(model), FitSettings(epochs=6, lr=0.05), wrap=Mixed))
+    assert results[-1].metrics["cross_entropy"] < results[0].metrics["cross_entropy"]
+    means = results[-1].state()["companion"]
+    assert means["video.mean"].dtype == torch.float32 and bool(means["video.seen"].all())
 
 
 # GB

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from crmt.attacks import Ball, auto, pgd
+from crmt.certificates.smoothing import SmoothingSettings, smooth
 from crmt.errors import BadInputError
-from crmt.modality import check_inputs
-from tests.crmt.tiny import AUDIO, VIDEO
+from crmt.evaluate import predict
+from crmt.fit import FitSettings, fit
+from crmt.lipschitz import gradient_constants
+from crmt.methods import create
+from crmt.modality import Batch, check_inputs
+from tests.crmt.tiny import AUDIO, VIDEO, linear_model, random_inputs
 
 
 def test_per_channel_broadcasts_over_the_channel_axis() -> None:
@@ -52,3 +59,43 @@ def test_batches_of_different_length_are_refused() -> None:
     inputs = {"audio": torch.rand(2, *AUDIO.shape), "video": torch.rand(3, *VIDEO.shape)}
     with pytest.raises(BadInputError, match=r"has 2 of 'audio', 3 of 'video'"):
         check_inputs({"audio": AUDIO, "video": VIDEO}, inputs)
+
+
+@pytest.mark.parametrize("name", ["", "v.rgb", "type", "values", "training", 3])
+def test_names_that_torch_cannot_hold_are_refused(name: Any) -> None:
+    with pytest.raises(BadInputError, match=r"no modality can be called .*: rename it"):
+        replace(VIDEO, name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("video", torch.uint8, r"^'video' holds uint8 values: convert to float in \[0, 1\]$"),
+        ("audio", torch.int64, r"^'audio' holds int64 values: convert to float, or give the embeddings of tokens$"),
+        ("audio", torch.bool, r"^'audio' holds bool values: convert to float"),
+    ],
+)
+def test_inputs_that_are_not_floating_are_refused_everywhere(name: str, dtype: torch.dtype, message: str) -> None:
+    model = linear_model("concat", 2)
+    inputs = random_inputs(model, 4)
+    inputs[name] = (200 * inputs[name].abs()).to(dtype)
+    labels = torch.arange(4)
+    batch = Batch(inputs, labels)
+    ball = Ball.joint(model.modalities, 0.5)
+    uses: list[Callable[[], object]] = [
+        lambda: model(inputs),
+        lambda: next(fit(model, create("jt"), lambda _: [batch], FitSettings(epochs=1, lr=0.1))),
+        lambda: gradient_constants(model, [batch]),
+        lambda: predict(model, [batch]),
+        lambda: pgd(model, inputs, labels, ball),
+        lambda: auto(model, inputs, labels, ball),
+        lambda: list(smooth(model, [batch], SmoothingSettings(sigmas=dict.fromkeys(model.modalities, 0.5)))),
+    ]
+    for use in uses:
+        with pytest.raises(BadInputError, match=message):
+            use()
+
+
+def test_inputs_that_are_no_tensors_are_refused() -> None:
+    with pytest.raises(BadInputError, match=r"'audio' is a ndarray: give a tensor"):
+        check_inputs({"audio": AUDIO}, {"audio": torch.rand(2, *AUDIO.shape).numpy()})  # type: ignore[dict-item]

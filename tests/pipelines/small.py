@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 
 from pipelines.batches import ClipTable, Transform, read_table
+from pipelines.cache import ClipCache
 from pipelines.config import RunConfig, parse
 from pipelines.datasets import avdigits, manifest
 from pipelines.datasets.index import ClipIndex
-from pipelines.ingest import ClipCache, ingest
+from pipelines.ingest import ingest
 
 CLASSES, PER_SPLIT = 3, {"train": 36, "validation": 12, "test": 15}
 IMAGES = 240

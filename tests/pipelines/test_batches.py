@@ -29,7 +29,8 @@ from pipelines.batches import (
     modalities_of,
     read_table,
 )
-from pipelines.ingest import ClipCache, ingest
+from pipelines.cache import ClipCache
+from pipelines.ingest import ingest
 from pipelines.schema import DataConfig
 
 SIDE, CROP, FRAMES, CANDIDATES, MELS, COLUMNS = 12, 8, 2, 3, 4, 10

@@ -208,6 +208,15 @@ def test_spaces_around_labels_change_nothing_and_commas_at_the_ends_are_refused(
         datasets.load(write_manifest(tmp_path, GOOD.replace("\n", ",\n")))
 
 
+def test_a_parquet_manifest_may_be_shuffled_filtered_or_indexed(tmp_path: Path) -> None:
+    table = pd.read_csv(write_manifest(tmp_path, GOOD).root / "manifest.csv")
+    plain = datasets.load(DataConfig(dataset="manifest", root=tmp_path / "manifest.csv"))
+    for stored in (table.sample(frac=1, random_state=0), table.set_index("path")):
+        stored.to_parquet(tmp_path / "m.parquet")
+        found = datasets.load(DataConfig(dataset="manifest", root=tmp_path / "m.parquet"))
+        assert found.clips.equals(plain.clips)
+
+
 @pytest.mark.parametrize("column", ["path", "label", "split"])
 def test_an_empty_cell_of_a_parquet_manifest_is_named(tmp_path: Path, column: str) -> None:
     table = pd.read_csv(write_manifest(tmp_path, GOOD).root / "manifest.csv")

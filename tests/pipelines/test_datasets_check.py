@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import layouts
+import pandas as pd
 import pytest
 import ray
 
 from pipelines import ingest
 from pipelines.config import load_config
+from pipelines.datasets.files import clip_files
 
 BARE = "data: {validation_share: 0.25}\n"
 
@@ -55,8 +57,12 @@ def test_a_whole_set_is_usable_and_nothing_is_decoded(
     assert ray.is_initialized() == before
     out = capsys.readouterr().out
     assert "Usable as it is." in out and cells(out, "missing on disk")[1] == "0 (0.0%)"
-    (file,) = (wide / "checks").iterdir()
-    assert misfits(file) == [] and str(file) in out
+    classes, file = sorted((wide / "checks").iterdir(), key=lambda f: not f.stem.endswith("-classes"))
+    assert misfits(file) == [] and {f"every misfit: {file}", f"every class: {classes}"} <= set(out.splitlines())
+    counts = pd.read_csv(classes)
+    for split in ("train", "validation", "test"):
+        assert counts[f"{split} listed"].tolist() == counts[f"{split} found"].tolist()
+    assert counts.drop(columns="class").to_numpy().sum() == 2 * len(list(clip_files(root)[0]))
     assert len([line for line in out.splitlines() if "SHA-256" in line]) >= 2
 
 

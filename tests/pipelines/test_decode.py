@@ -12,6 +12,7 @@ import pytest
 from media import bad_files, cut, ffmpeg, lose_end, make_media, raw_frames
 
 from crmt.errors import CRMTError
+from pipelines.container import open_container
 from pipelines.decode import REASONS, DecodeError, decode_clip
 from pipelines.frame_child import frame_indices
 from pipelines.schema import AudioConfig, VideoConfig
@@ -31,10 +32,10 @@ def reason_of(path: Path, video: VideoConfig = VIDEO, **kwargs: tuple[str, ...])
 def test_frames_equal_ffmpegs_own_decode(tmp_path: Path, width: int) -> None:
     """Also at the widths (32, 48, 96, 144) where decord2 hands out padded rows."""
     path = make_media(tmp_path / "clip.mp4", width=width, height=32, fps=10, seconds=2)
-    clip = decode_clip(path, VideoConfig(frames=3, candidates=2, size=32, crop=32), AUDIO, 30)
+    clip = decode_clip(path, VideoConfig(frames=3, candidates=3, size=32, crop=32), AUDIO, 30)
     left = (width - 32) // 2
-    expected = raw_frames(path, width, 32)[frame_indices(20, 3, 2)][:, :, left : left + 32]
-    assert clip.frames is not None and clip.frames.shape == (6, 32, 32, 3) and clip.frames.dtype == np.uint8
+    expected = raw_frames(path, width, 32)[frame_indices(20, 3, 3)][:, :, left : left + 32]
+    assert clip.frames is not None and clip.frames.shape == (9, 32, 32, 3) and clip.frames.dtype == np.uint8
     assert np.abs(clip.frames.astype(int) - expected).max() <= 3  # two versions of one colour conversion
 
 
@@ -121,6 +122,26 @@ def test_a_late_stream_is_whole(tmp_path: Path, name: str) -> None:
     for path in (late_sound, late_video):
         for modalities in (BOTH, VIDEO_ONLY, AUDIO_ONLY):
             decode_clip(path, VIDEO, LIMITED, 30, modalities)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.ts", "a.mpg"])
+def test_sound_stands_where_the_clip_has_it(tmp_path: Path, name: str) -> None:
+    """Silence where it sets in late, and where its packets between 4 and 5 s are gone."""
+    codecs = {"a.webm": ("libvpx", "libopus"), "a.mpg": ("mpeg2video", "mp2")}.get(name, ("libx264", "aac"))
+    late = make_media(tmp_path / name, seconds=8, sound_seconds=6, sound_start=2, codecs=codecs)
+    gap = tmp_path / f"gap-{name}"
+    ffmpeg("-i", str(late), "-c", "copy", "-bsf:a", "noise=drop='between(pts*tb,4,5)'", str(gap))
+    for path, seconds, silent in ((late, 1.0, [(0, 1)]), (late, 8.0, [(0, 2)]), (gap, 8.0, [(0, 2), (4, 5)])):
+        sound = open_container(path, 8000, seconds, time.monotonic() + 30).waveform
+        assert abs(len(sound) - 8000 * seconds) < 800
+        loud = np.abs(sound[: len(sound) // 800 * 800]).reshape(-1, 800).max(1) > 0.02  # of each tenth of a second
+        expected = np.ones(len(loud), bool)
+        for start, end in silent:
+            expected[10 * start : 10 * end] = False
+        assert (loud != expected).sum() <= 2 * len(silent)  # a packet at each end
+    limited = AUDIO.model_copy(update={"seconds": 1.0, "frames": 51})
+    assert decode_clip(late, VIDEO, limited, 30).audio is not None  # silence, and no failure
+    decode_clip(gap, VIDEO, AUDIO.model_copy(update={"seconds": 8.0, "frames": 401}), 30)  # whole: no byte is missing
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.ogg", "a.m4a"])

@@ -22,10 +22,11 @@ from PIL import Image
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import ingest as ingest_module
+from pipelines.cache import cache_key, load_cache
 from pipelines.datasets import manifest
 from pipelines.datasets.index import ClipIndex, Listing
 from pipelines.decode import decode_clip
-from pipelines.ingest import cache_key, ingest, load_cache
+from pipelines.ingest import ingest
 from pipelines.schema import DataConfig
 
 CONFIG: dict[str, Any] = {
@@ -187,7 +188,7 @@ def test_the_key_follows_everything_that_decides_the_rows(clips: ClipIndex, tmp_
     def key(**changes: Any) -> str:
         return cache_key(clips, config(tmp_path, **changes), both)
 
-    video = {"frames": 3, "candidates": 2, "size": 40, "jpeg_quality": 90, "max_pixels": 1000}
+    video = {"frames": 3, "candidates": 3, "size": 40, "jpeg_quality": 90, "max_pixels": 1000}
     audio = {"sample_rate": 9000, "seconds": 2.0, "n_fft": 1024, "window": 300, "hop": 100, "mels": 20}
     audio |= {"fmin": 30.0, "fmax": 3000.0, "offset": 1e-3, "frames": 41}
     keys = [
@@ -261,3 +262,53 @@ def test_the_command_reads_the_lists_once_and_prints_what_came_out(
     assert "13 of 13 clips" in printed.err
     assert ingest_module.main([*arguments, "--set", "data.max_failure_share=0.1"]) == 1
     assert "4 of 13 clips" in capsys.readouterr().err
+
+
+def test_what_the_machine_failed_can_be_tried_again(ray_cluster: None, clips: ClipIndex, tmp_path: Path) -> None:
+    """The key of the cache is that of the clips: that a file can be read now does not change it."""
+    table = clips.clips[clips.clips["id"].str.startswith("good")].assign(fingerprint="recipe")
+    gone = tmp_path / "gone.mp4"
+    gone.mkdir()
+    table.loc[table["id"] == "good0.mp4", "path"] = str(gone)
+    index, data = ClipIndex("manifest", clips.classes, table), config(tmp_path / "cache", max_failure_share=0.0)
+    for retry in (False, False, True):  # in vain
+        with pytest.raises(CRMTError, match=r"1 unreadable.*ingest\.py --retry"):
+            ingest(index, data, progress=False, retry=retry)
+    gone.rmdir()
+    shutil.copy(clips.clips.set_index("id")["path"]["good0.mp4"], gone)
+    with pytest.raises(CRMTError, match="1 unreadable"):
+        ingest(index, data, progress=False)
+    cache = ingest(index, data, progress=False, retry=True)
+    assert cache.failed == 0 and sum(cache.counts.values()) == 9
+    assert {row["id"] for row in rows_of(cache.parts)} == set(table["id"])
+    parts = {part: Path(part).stat().st_mtime_ns for part in cache.parts}
+    again = ingest(index, data, progress=False, retry=True)
+    assert {part: Path(part).stat().st_mtime_ns for part in again.parts} == parts  # nothing to try again
+
+
+def test_a_modality_that_no_train_clip_has_is_refused(ray_cluster: None, tmp_path: Path) -> None:
+    rows = []
+    for i in range(4):
+        path = make_media(tmp_path / f"{i}.mp4", tone=None if i < 2 else 500.0, seconds=1)
+        rows.append((path.name, str(path), i % 2, "train" if i < 2 else "test", str(i)))
+    index = ClipIndex("manifest", ("a", "b"), pd.DataFrame(rows, columns=["id", "path", "label", "split", "group"]))
+    data = config(tmp_path / "cache", missing_modality="keep")
+    with pytest.raises(BadInputError, match=r"no train clip .* has audio: leave it out of model\.encoders"):
+        ingest(index, data, progress=False)
+    assert ingest(index, data, ("video",), progress=False).counts["train"] == 2
+
+
+def test_a_part_of_train_mixes_the_classes() -> None:
+    """Ids that begin with the class, as UCF101's do: streamed batches are shuffled over a few parts only."""
+    rows = [(f"{label:02d}/{i:03d}", "x", label, split, f"{split}{label}/{i}")
+            for split in ("train", "test") for label in range(10) for i in range(100)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["id", "path", "label", "split", "group"])
+    table["id"] = table["split"] + table["id"]
+    index = ClipIndex("manifest", tuple("abcdefghij"), table)
+    shards = ingest_module._shards(index)
+    assert sorted(i for shard in shards for i in shard["id"]) == sorted(table["id"])
+    for shard in shards:
+        (split,) = set(shard["split"])
+        assert shard["label"].nunique() >= 8 if split == "train" and len(shard) == 64 else split
+    test = pd.concat([shard for shard in shards if shard["split"].iloc[0] == "test"])
+    assert test["id"].tolist() == sorted(test["id"])  # evaluation keeps the order of the index

@@ -32,7 +32,7 @@ BAD = 8
 KILLS = 5
 SETTINGS = {
     "dataset": "manifest",
-    "video": {"frames": 3, "candidates": 2, "size": 96, "crop": 88},
+    "video": {"frames": 3, "candidates": 3, "size": 96, "crop": 88},
     "audio": {"front_end": "fbank", "seconds": 1.0, "frames": 100},
 }
 PATIENCE = 900.0

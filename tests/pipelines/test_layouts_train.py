@@ -25,8 +25,9 @@ from small import merged
 
 from crmt.checkpoint import load_model
 from pipelines import datasets, train
+from pipelines.cache import ClipCache
 from pipelines.config import parse
-from pipelines.ingest import ClipCache, ingest
+from pipelines.ingest import ingest
 from pipelines.results import ResultsStore
 
 EACH = (9, 3)

@@ -26,10 +26,11 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines import ingest as ingest_module
 from pipelines import train
 from pipelines.batches import StreamClips, StreamIndex, Transform, read_table
+from pipelines.cache import ClipCache, clips_root, load_cache
 from pipelines.config import parse
 from pipelines.datasets import manifest
 from pipelines.datasets.index import ClipIndex, cache_root
-from pipelines.ingest import ClipCache, clips_root, ingest, load_cache, look_ahead
+from pipelines.ingest import ingest, look_ahead
 from pipelines.schema import DataConfig
 from pipelines.storage import Folder, folder_at, holds_secret, write_remote
 

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from crmt.errors import BadInputError
 from pipelines.batches import ClipTable, MemoryClips, StreamClips, StreamIndex, modalities_of, read_table
+from pipelines.cache import cache_key
 from pipelines.datasets.index import ClipIndex
-from pipelines.ingest import cache_key, ingest
+from pipelines.ingest import ingest
 from pipelines.schema import DataConfig
 from pipelines.sound import PUBLISHED_FBANK
 from pipelines.transform import CPU, Draws, Placement, Transform
@@ -164,12 +165,13 @@ def test_clips_that_lack_a_modality_are_dropped_or_kept(ray_cluster: None, clips
     dropped = ingest(clips, clips_config(tmp_path), ALL, progress=False)
     reasons = {"silent": "no_audio", "dark": "no_video", "empty": "empty"}
     assert dropped.quarantine.set_index("clip_id").reason.to_dict() == reasons
-    assert dropped.missing == {"video": 0, "audio": 0, "flow": 0}
+    assert dropped.incomplete == {}
 
     data = clips_config(tmp_path, missing_modality="keep")
     cache = ingest(clips, data, ALL, progress=False)
     assert cache.quarantine.clip_id.tolist() == ["empty"] and cache.counts["train"] == 4
-    assert cache.missing == {"video": 1, "audio": 1, "flow": 1}
+    assert cache.missing == {m: {"train": 1, "validation": 0, "test": 0} for m in ALL}
+    assert cache.incomplete == {"video": 1, "audio": 1, "flow": 1}
     rows = pd.concat(pd.read_parquet(p) for p in cache.parts).set_index("id")
     for name in ALL:
         absent = {"silent"} if name == "audio" else {"dark"}
@@ -205,7 +207,7 @@ def test_statistics_are_of_the_clips_that_have_the_modality(
 
 def test_one_modality_alone_is_never_missing(ray_cluster: None, clips: ClipIndex, tmp_path: Path) -> None:
     cache = ingest(clips, clips_config(tmp_path, missing_modality="keep"), ("audio",), progress=False)
-    assert set(cache.quarantine.clip_id) == {"silent", "empty"} and cache.missing == {"audio": 0}
+    assert set(cache.quarantine.clip_id) == {"silent", "empty"} and not cache.incomplete
     with pytest.raises(BadInputError, match="no modality 'flow'"):
         modalities_of(cache, clips_config(tmp_path), ("flow",))
 

@@ -1,0 +1,73 @@
+"""Gradients by the inputs, and the difference between a gradient that is 0 and one that the model does not give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from crmt.errors import BadInputError
+from crmt.modality import Inputs
+from crmt.model import MultiModalModel
+
+_PROBE_SEED = 0
+
+
+def check_grad_mode() -> None:
+    """Refuse torch.inference_mode, under which every gradient would look like 0.
+
+    Raises:
+        BadInputError: it is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise BadInputError(
+            "gradients are needed here, and torch.inference_mode() forbids them: use torch.no_grad() instead"
+        )
+
+
+def input_gradients(
+    model: MultiModalModel,
+    inputs: Mapping[str, Tensor],
+    total: Tensor,
+    leaves: Inputs,
+    *,
+    retain_graph: bool = False,
+) -> Inputs:
+    """∂ total / ∂ leaf for each leaf, which the model's inputs depend on; 0 where its scores ignore the modality.
+
+    Args:
+        inputs: at which `total` was computed, `(B, *shape)` of every modality.
+
+    Raises:
+        BadInputError: as `check_ignored`.
+    """
+    found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
+    check_ignored(model, inputs, [m for m, g in zip(leaves, found, strict=True) if g is None])
+    return {m: torch.zeros_like(x) if g is None else g for (m, x), g in zip(leaves.items(), found, strict=True)}
+
+
+@torch.no_grad()
+def check_ignored(model: MultiModalModel, inputs: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Refuse modalities by which there is no gradient although the scores depend on them.
+
+    Their radii would be infinite, and no gradient attack would move them.
+
+    Raises:
+        BadInputError: the first such modality.
+    """
+    plain: Tensor | None = None
+    for name in names:
+        plain = model(inputs).scores if plain is None else plain
+        x = inputs[name].detach()
+        generator = torch.Generator().manual_seed(_PROBE_SEED)
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        moved = x + noise * (1 + x.abs().amax()) if x.numel() else x
+        if not torch.allclose(model({**inputs, name: moved}).scores, plain, equal_nan=True):
+            raise BadInputError(
+                f"the scores depend on {name!r}, but there is no gradient by it: its encoder computes under "
+                "torch.no_grad() or detaches. Freeze parameters by requires_grad_(False) instead; where it cannot be "
+                "differentiated, the attack is `square`, and neither τ nor a gradient attack says anything"
+            )
