@@ -187,7 +187,7 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
     origin = float((duration and duration[4]) or 0)
     video_start, sound_start = (max(_start(s) - origin, 0.0) if s else 0.0 for s in (picture, heard))
     kind = header.partition("Input #0, ")[2].partition(", from")[0]
-    if kind in _FROM_READ_STREAMS:
+    if kind in _FROM_READ_STREAMS and len(waveform):
         silence = np.zeros(round(min(sound_start, seconds) * sample_rate), np.float32)
         waveform = np.concatenate([silence, waveform])[: round(seconds * sample_rate)]
     with _reading():
