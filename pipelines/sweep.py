@@ -141,6 +141,7 @@ def _tuner(
     config: RunConfig, plan: Plan, space: dict[str, Any], run: Path, trainable: Any, given: TrialInput, resume: bool
 ) -> tune.Tuner:
     if resume and tune.Tuner.can_restore(str(run / TUNE)):
+        _replace_noted(run)
         return tune.Tuner.restore(str(run / TUNE), trainable, resume_unfinished=True, resume_errored=True)
     return tune.Tuner(
         trainable,
@@ -155,6 +156,20 @@ def _tuner(
             callbacks=[Recorder(run, config, given.provenance)],
         ),
     )
+
+
+def _replace_noted(run: Path) -> None:
+    """Put an empty folder in the place of every checkpoint of an unfinished trial that gave way to a later one.
+
+    Tune insists on the checkpoint that it noted, at most 10 s before a kill; that one may be deleted by then.
+    `TuneSession` takes the furthest state whatever Tune notes, and passes over empty folders.
+    """
+    trials = ResultsStore(run / "results").read("trials")
+    for trial_id in trials.trial_id[trials.status != "finished"]:
+        for folder in (run / TUNE).glob(f"tune_trial_{trial_id}_*"):
+            numbers = [int(found.name.rpartition("_")[2]) for found in folder.glob("checkpoint_*")]
+            for number in range(max(numbers, default=0)):
+                (folder / f"checkpoint_{number:06d}").mkdir(exist_ok=True)
 
 
 def _finish(run: Path, planned: int, console: Console) -> int:

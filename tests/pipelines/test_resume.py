@@ -82,10 +82,11 @@ def epochs_stored(run: Path) -> int:
 
 
 def known_to_tune(run: Path) -> bool:
-    """Whether Tune has written down every trial that has begun; what it has not is begun anew under another name."""
+    """Whether Tune has written down a checkpoint, and every trial that has begun: others begin anew, renamed."""
     states = sorted((run / "tune").glob("experiment_state-*.json"))
     noted = states[-1].read_text() if states else ""
-    return all(trial in noted for trial in ResultsStore(run / "results").read("trials").trial_id)
+    trials = ResultsStore(run / "results").read("trials").trial_id
+    return b"checkpoint_0".hex() in noted and all(trial in noted for trial in trials)
 
 
 def check_complete(run: Path, trials: int) -> None:
@@ -103,11 +104,15 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_a_killed_sweep_goes_on_from_its_checkpoints(small: Small, out: Path) -> None:
+def test_a_killed_sweep_goes_on_from_its_checkpoints(small: Small, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster that outlives the killed process, as on the machines of others."""
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.5")
     process = start(small, out, trials=2, address=ray.get_runtime_context().gcs_address)
     wait_for(process, lambda: epochs_stored(out) >= 2 * EVERY and known_to_tune(out))
     kill(process)
+    for last in {folder.parent: folder for folder in sorted(out.glob("tune/*/checkpoint_*"))}.values():
+        # as if Tune had gone on after its last note: it keeps one checkpoint, and the noted one would be gone
+        last.rename(last.with_name(f"checkpoint_{int(last.name[-6:]) + 1:06d}"))
     before = ResultsStore(out / "results").read("epochs")
     started = set(ResultsStore(out / "results").read("trials").trial_id)
     assert sweep.main(["--resume", str(out)]) == 0
