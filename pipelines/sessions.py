@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -89,12 +90,17 @@ class LocalSession:
         return module
 
     def resume(self) -> dict[str, Any] | None:
-        return load_state(self._state) if self._state.exists() else None
+        return furthest_state(self._state)
 
     def report(self, metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
         _note_report(self.run, self.trial_id, metrics)
-        if state is not None:
-            save_state(self._state, state)
+        if state is None:
+            return
+        folder = self._state / f"checkpoint_{state['epoch']:06d}"
+        save_state(folder, state)
+        for before in self._state.glob("checkpoint_*"):  # not earlier: a kill in between must leave one whole
+            if before != folder:
+                shutil.rmtree(before)
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
@@ -172,7 +178,7 @@ class WorkerSession:
 
 
 def furthest_state(trial: Path) -> dict[str, Any] | None:
-    """The whole checkpoint with the most epochs in a Tune trial's folder; one that a kill cut off is passed over."""
+    """The whole checkpoint with the most epochs in a trial's folder; one that a kill cut off is passed over."""
     found = []
     for folder in trial.glob("checkpoint_*"):
         try:

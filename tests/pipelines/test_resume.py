@@ -19,7 +19,7 @@ from small import Small
 from crmt.checkpoint import save_state
 from pipelines import sweep, train
 from pipelines.results import ResultsStore
-from pipelines.sessions import furthest_state
+from pipelines.sessions import LocalSession, furthest_state
 
 EPOCHS, EVERY = 40, 4
 STARTED: list[subprocess.Popen[str]] = []
@@ -142,6 +142,27 @@ def test_a_trial_goes_on_from_the_furthest_whole_checkpoint(tmp_path: Path) -> N
         card.unlink()
     found = furthest_state(tmp_path)
     assert found is not None and found["epoch"] == 12
+
+
+def test_a_kill_while_a_state_is_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1).state_dict()
+
+    def state(epoch: int) -> dict[str, object]:
+        return {"model": layer.state_dict(), "optimizer": optimizer, "epoch": epoch}
+
+    session = LocalSession("train", tmp_path)
+    (tmp_path / "state" / "train" / "checkpoint_000001").mkdir(parents=True)  # killed at its first
+    assert session.resume() is None
+    for epoch in (4, 8):
+        session.report({}, state(epoch))
+    assert [f.name for f in (tmp_path / "state" / "train").iterdir()] == ["checkpoint_000008"]
+    with monkeypatch.context() as killed:
+        killed.setattr("crmt.checkpoint._write_text", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # the weights are there, their card is not
+            session.report({}, state(12))
+    found = session.resume()
+    assert found is not None and found["epoch"] == 8
 
 
 @pytest.mark.slow
