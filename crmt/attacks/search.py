@@ -20,7 +20,7 @@ OUTSIDE = 1e-4
 """By how much an input may lie outside its box: rounding."""
 _ROUNDING = 1e-5
 """Share of the budget by which a point may lie outside the ball."""
-_SHORTENED = 6
+_SHORTENED = 4
 """How often a δ is shortened before x itself is returned."""
 
 
@@ -173,19 +173,19 @@ class Search:
     ) -> Inputs:
         """δ after a step of `size` times the budgets; a random δ where the whole gradient is exactly 0."""
         there = self.project(self.ball.stepped(deltas, gradients, size))
-        flat = is_flat(gradients)
+        flat = torch.stack([(g == 0).flatten(1).all(1) for g in gradients.values()]).all(0)
         return chosen(flat, self.random(generator), there) if bool(flat.any()) else there
 
     def result(self) -> AttackResult:
         """The best points. Where x + δ, rounded, lies outside the ball, δ is shortened and the margin taken anew."""
         labels, ball = self._all
         best = {m: self.clean[m] + d for m, d in self.best.items()}
-        for attempt in range(_SHORTENED):
+        for attempt in range(_SHORTENED + 1):
             length = ball.gauge({m: x - self.clean[m] for m, x in best.items()})
             rows = (length > 1 + _ROUNDING).nonzero().squeeze(1)
             if not len(rows):
                 break
-            factor = (1 - _ROUNDING) / length[rows] if attempt < _SHORTENED - 2 else torch.zeros_like(length[rows])
+            factor = (1 - _ROUNDING) / length[rows] if attempt < _SHORTENED else torch.zeros_like(length[rows])
             for m, d in self.best.items():
                 d[rows] = d[rows] * columns(factor, d[rows])
                 best[m][rows] = self.clean[m][rows] + d[rows]
@@ -193,11 +193,6 @@ class Search:
             with torch.no_grad(), evaluating(self.model):
                 self.margin[rows] = _nan_is_wrong(logit_margin(self.model(inputs).logits, labels[rows]))
         return AttackResult(self.clean | best, self.margin)
-
-
-def is_flat(gradients: Inputs) -> Tensor:
-    """Whether the whole gradient is exactly 0, `(R,)`."""
-    return torch.stack([(g == 0).flatten(1).all(1) for g in gradients.values()]).all(0)
 
 
 def _nan_is_wrong(margin: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -95,12 +95,7 @@ def find_lists(layout: Layout, data: DataConfig) -> dict[str, Path]:
             f"{layout.name}: {root} holds several lists, {names}. Say which with data.lists, for example "
             f"--set data.lists.{role}={file.name} for each file of it"
         )
-    chosen = found[0]
-    for role, name in layout.optional:
-        for folder in folders:
-            if role not in chosen and (folder / name).is_file():
-                chosen[role] = folder / name
-    return chosen
+    return found[0] | _beside(layout, root, found[0])
 
 
 def _given(layout: Layout, data: DataConfig, root: Path) -> dict[str, Path]:
@@ -121,12 +116,19 @@ def _given(layout: Layout, data: DataConfig, root: Path) -> dict[str, Path]:
         raise BadInputError(f"{layout.name}: data.lists has `all` and other roles; give `all`, or one file a split")
     if "all" not in roles and not ("train" in roles and roles & {"test", "validation"}):
         raise BadInputError(f"{layout.name}: data.lists needs `all`, or `train` and `test`. {layout.text}")
-    found: dict[str, Path] = {str(role): file for role, file in files.items()}
-    for optional, name in layout.optional:
-        there = [root / folder / name for folder in layout.folders if (root / folder / name).is_file()]
-        if there:
-            found.setdefault(optional, there[0])
-    return {role: found[role] for role in sorted(found)}
+    chosen: dict[str, Path] = {role: files[role] for role in sorted(files)}
+    return chosen | _beside(layout, root, chosen)
+
+
+def _beside(layout: Layout, root: Path, chosen: Mapping[str, Path]) -> dict[str, Path]:
+    """The optional lists that are not chosen yet and lie where lists are looked for."""
+    found: dict[str, Path] = {}
+    for role, name in layout.optional:
+        for folder in layout.folders:
+            file = root / folder / name
+            if role not in chosen and role not in found and file.is_file():
+                found[role] = file
+    return found
 
 
 def text_of(file: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from crmt.lipschitz import gradient_constants
 from crmt.methods._shared import adversarial
 from crmt.modality import Batch, Inputs
 from crmt.model import MultiModalModel
+from tests.crmt.test_attacks import NORMS, Norm
 from tests.crmt.test_attacks_strong import seeded
 from tests.crmt.tiny import linear_model, mostly_right, random_inputs
 
@@ -96,15 +98,15 @@ def test_a_modality_that_the_scores_ignore_has_radius_infinity() -> None:
 
 
 @pytest.mark.parametrize("run", [pgd, apgd, auto, lambda *given, generator: minimal_norm(*given, generator=generator)])
-def test_where_the_gradient_is_zero_attacks_go_on_at_random(run: Callable[..., object]) -> None:
+def test_where_the_gradient_is_zero_attacks_go_on_at_random(run: Callable[..., Any]) -> None:
     """Silence in front of a power spectrum: x² has no gradient at 0."""
     inputs = {"a": torch.zeros(16, 40), "b": torch.zeros(16, 3)}
     model = of(torch.square, inputs)
     labels, ball = predicted(model, inputs), Ball.joint(["a"], 6.0)
     assert bool(attack("pgd", model, inputs, labels, ball, settings=AttackSettings(restarts=3)).broken.all())
     found = run(model, inputs, labels, ball, generator=seeded())
-    moved = found.inputs["a"].flatten(1).norm(dim=1)  # type: ignore[attr-defined]
-    assert bool((predicted(model, found.inputs) != labels).all()) and bool(moved.isfinite().all())  # type: ignore[attr-defined]
+    moved = found.inputs["a"].flatten(1).norm(dim=1)
+    assert bool((predicted(model, found.inputs) != labels).all()) and bool(moved.isfinite().all())
 
 
 def test_auto_looks_behind_a_threshold() -> None:
@@ -123,14 +125,14 @@ def test_auto_looks_behind_a_threshold() -> None:
     assert bool(auto(model, inputs, labels, ball, generator=seeded()).broken.all())
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("offset", [1e4, 1e6])
-def test_rounding_takes_no_point_out_of_the_ball(norm: str, offset: float) -> None:
+def test_rounding_takes_no_point_out_of_the_ball(norm: Norm, offset: float) -> None:
     inputs = {"a": offset + torch.randn(12, 50), "b": torch.randn(12, 3)}
     model = of(lambda x: (x - offset).tanh(), inputs)
     labels = predicted(model, inputs)
     for epsilon in (0.1, 1.0):
-        ball = Ball.joint(["a", "b"], epsilon, norm)  # type: ignore[arg-type]
+        ball = Ball.joint(["a", "b"], epsilon, norm)
         for name in (*GRADIENT_ATTACKS, "square", "noise"):
             found = attack(name, model, inputs, labels, ball, generator=seeded())
             moved = {m: (found.inputs[m].double() - inputs[m].double()) for m in inputs}

@@ -97,5 +97,6 @@ def test_inputs_that_are_not_floating_are_refused_everywhere(name: str, dtype: t
 
 
 def test_inputs_that_are_no_tensors_are_refused() -> None:
+    inputs: Any = {"audio": torch.rand(2, *AUDIO.shape).numpy()}
     with pytest.raises(BadInputError, match=r"'audio' is a ndarray: give a tensor"):
-        check_inputs({"audio": AUDIO}, {"audio": torch.rand(2, *AUDIO.shape).numpy()})  # type: ignore[dict-item]
+        check_inputs({"audio": AUDIO}, inputs)
