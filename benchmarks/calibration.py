@@ -19,10 +19,10 @@ import pandas as pd
 
 from crmt.errors import BadInputError
 from pipelines.command import run_command
-from pipelines.config import CONFIG_DIR, RunConfig, load_config, with_values
-from pipelines.report_names import ATTACK_NAMES, certificate_name
-from pipelines.results import ResultsStore, open_store
-from pipelines.run_folder import read_card
+from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, with_values
+from pipelines.reporting.names import ATTACK_NAMES, certificate_name
+from pipelines.runs.results import ResultsStore, open_store
+from pipelines.runs.run_folder import read_card
 from pipelines.sweep import run_sweep
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -27,9 +27,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.decode import REASONS, DecodeError, decode_clip
-from pipelines.limited import run_limited
-from pipelines.schema import AudioConfig, VideoConfig
+from pipelines.config.schema import AudioConfig, VideoConfig
+from pipelines.decoding.clip import REASONS, DecodeError, decode_clip
+from pipelines.decoding.limits import run_limited
 
 VIDEO = VideoConfig(frames=3, size=64, crop=64, max_pixels=1920 * 1080, max_seconds=600)
 AUDIO = AudioConfig(seconds=2.0, frames=200)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from crmt.encoders import build_encoder
+from crmt.encoders.registry import build_encoder
 from crmt.errors import BadInputError
 from crmt.heads import HEADS, Head
 from crmt.modality import Inputs, Modality, check_floating, check_inputs, check_name

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from crmt.errors import BadInputError, CRMTError
-from pipelines.config import CONFIG_DIR, RunConfig, load_config, parse, parse_overrides, with_values
+from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, parse, parse_overrides, with_values
 
 INTERRUPTED = 130
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """--dataset, --data-root, --config and --set."""
-    from pipelines import datasets
+    from pipelines import sources
 
-    parser.add_argument("--dataset", help=f"one of {', '.join(datasets.names())}")
+    parser.add_argument("--dataset", help=f"one of {', '.join(sources.names())}")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the clips (for manifest: the CSV) lie")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: tune_configs/<dataset>.yaml")
     parser.add_argument(
@@ -35,12 +35,12 @@ def config_from(options: argparse.Namespace) -> RunConfig:
     Raises:
         BadInputError: no data set given, an unknown one, or a configuration that is not valid.
     """
-    from pipelines import datasets
+    from pipelines import sources
 
     if options.dataset is None and options.config is None:
-        raise BadInputError(f"give --dataset: one of {', '.join(datasets.names())}")
+        raise BadInputError(f"give --dataset: one of {', '.join(sources.names())}")
     if options.dataset is not None:
-        datasets.check_name(options.dataset)
+        sources.check_name(options.dataset)
     config = load_config(options.config or CONFIG_DIR / f"{options.dataset}.yaml", options.set)
     values: dict[str, object] = {}
     if options.dataset is not None:

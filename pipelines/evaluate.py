@@ -5,8 +5,12 @@ python pipelines/evaluate.py runs/NAME/models/TRIAL --set attack.steps=50
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from pipelines.infra.entry import run_as_module
+
+    run_as_module(__file__)
+
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,28 +19,30 @@ from typing import Any
 
 from rich.console import Console
 
+from crmt.certificates.estimate import gradient_constants
 from crmt.checkpoint import load_model
 from crmt.errors import BadInputError, CRMTError
-from crmt.evaluate import predict
-from crmt.lipschitz import gradient_constants
 from crmt.methods import method_class
 from crmt.model import ModelSpec, MultiModalModel
-from pipelines.batches import Clips, Placement, modalities_of
-from pipelines.cache import ClipCache
-from pipelines.certify import SmoothingStore, exact_arithmetic
+from crmt.predictions import predict
+from pipelines.clips.batches import Clips, Placement, modalities_of
+from pipelines.clips.cache import ClipCache
+from pipelines.clips.ingest import look_ahead
+from pipelines.clips.prepare import prepare
 from pipelines.command import config_from_card, run_command, start_ray
-from pipelines.config import RunConfig, parse_overrides
-from pipelines.ingest import look_ahead
-from pipelines.launch import device_of, first_line
-from pipelines.live import LiveTable
-from pipelines.measure import Measured, Measurement
-from pipelines.preflight import check_settings, settled
-from pipelines.prepare import prepare
-from pipelines.report import build_report, print_summary
-from pipelines.results import ResultsStore
-from pipelines.run_folder import check_free, now, open_run, read_card
-from pipelines.sessions import LocalSession
-from pipelines.trial import trial_row, updated_row
+from pipelines.config.run_config import RunConfig, parse_overrides
+from pipelines.infra.ray_errors import first_line
+from pipelines.reporting.build import build_report
+from pipelines.reporting.summary import print_summary
+from pipelines.runs.live import LiveTable
+from pipelines.runs.results import ResultsStore
+from pipelines.runs.run_folder import check_free, now, open_run, read_card
+from pipelines.runs.trial_rows import trial_row, updated_row
+from pipelines.sweeps.preflight import check_settings, settled
+from pipelines.trials.certify import SmoothingStore, exact_arithmetic
+from pipelines.trials.launch import device_of
+from pipelines.trials.measure import Measured, Measurement
+from pipelines.trials.sessions import LocalSession
 
 TRIAL = "evaluation"
 MEASURING = ("train.seed", "train.tau_samples")
@@ -164,9 +170,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     return run_command(body, "Go on with --resume and the folder of the evaluation.")
-
-
-if __name__ == "__main__":
-    from pipelines.evaluate import main as run  # under its real name, so that pickles name the module, not __main__
-
-    sys.exit(run())

@@ -5,8 +5,12 @@ python pipelines/train.py --dataset avdigits --set train.method=jt
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from pipelines.infra.entry import run_as_module
+
+    run_as_module(__file__)
+
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,23 +18,20 @@ from typing import Any
 from rich.console import Console
 
 from crmt.errors import BadInputError, CRMTError
-from pipelines.batches import modalities_of
+from pipelines.clips.batches import modalities_of
+from pipelines.clips.ingest import look_ahead
+from pipelines.clips.prepare import prepare
 from pipelines.command import add_config_arguments, config_from, run_command, start_ray
-from pipelines.config import RunConfig, with_values
-from pipelines.ingest import look_ahead
-from pipelines.launch import first_line, fit_with_workers, local_trial
-from pipelines.live import LiveTable
-from pipelines.preflight import check_settings, plan_sweep, settled
-from pipelines.prepare import prepare
-from pipelines.report import build_report, print_summary
-from pipelines.results import ResultsStore
-from pipelines.run_folder import (
-    check_free,
-    now,
-    open_run,
-    read_card,
-)
-from pipelines.trial import trial_row, updated_row
+from pipelines.config.run_config import RunConfig, with_values
+from pipelines.infra.ray_errors import first_line
+from pipelines.reporting.build import build_report
+from pipelines.reporting.summary import print_summary
+from pipelines.runs.live import LiveTable
+from pipelines.runs.results import ResultsStore
+from pipelines.runs.run_folder import check_free, now, open_run, read_card
+from pipelines.runs.trial_rows import trial_row, updated_row
+from pipelines.sweeps.preflight import check_settings, plan_sweep, settled
+from pipelines.trials.launch import fit_with_workers, local_trial
 
 TRIAL = "train"
 
@@ -105,9 +106,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     return run_command(body)
-
-
-if __name__ == "__main__":
-    from pipelines.train import main as run  # under its real name, so that pickles name the module, not __main__
-
-    sys.exit(run())

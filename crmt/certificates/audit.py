@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from crmt.attacks import AttackSettings, Ball
 from crmt.attacks import attack as run_attack
-from crmt.attacks.registry import check_attack
+from crmt.attacks.balls import Ball
+from crmt.attacks.registry import AttackSettings, check_attack
 from crmt.certificates.radius import Radii
 from crmt.certificates.smoothing import CERTIFICATE as SMOOTHING
 from crmt.errors import BadInputError
+from crmt.modality import Batch
 from crmt.model import MultiModalModel
+from crmt.progress import Progress, silent
 
 INSIDE = 0.99
 FAR = 100.0
@@ -90,3 +93,58 @@ def audit(
 def _lengths(inputs: Mapping[str, Tensor], modalities: tuple[str, ...]) -> Tensor:
     """‖x‖ over these modalities together, `(N,)`."""
     return torch.stack([inputs[m].flatten(1).norm(dim=1) for m in modalities]).norm(dim=0)
+
+
+def audit_batches(
+    model: MultiModalModel,
+    batches: Iterable[Batch],
+    radii: Radii,
+    *,
+    attack: str = "auto",
+    steps: int = 20,
+    restarts: int = 1,
+    queries: int = AttackSettings.queries,
+    targets: int = AttackSettings.targets,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Audit]:
+    """`audit` over batches whose inputs are, in order, those of `radii`. Progress counts inputs.
+
+    Raises:
+        BadInputError: as `audit`, or more or fewer radii than inputs.
+    """
+    parts: list[dict[str, Audit]] = []
+    done = 0
+    for number, batch in enumerate(batches):
+        generator = torch.Generator().manual_seed(seed + number)
+        here = slice(done, done + len(batch.labels))
+        parts.append(
+            audit(
+                model,
+                batch.inputs,
+                batch.labels,
+                _part(radii, here),
+                attack=attack,
+                steps=steps,
+                restarts=restarts,
+                queries=queries,
+                targets=targets,
+                generator=generator,
+            )
+        )
+        done += len(batch.labels)
+        progress(len(batch.labels))
+    if done != len(radii.joint):
+        raise BadInputError(f"{len(radii.joint)} radii for {done} inputs: give the radii of these very inputs")
+    names: Mapping[str, Audit] = parts[0] if parts else {}
+    return {
+        name: Audit(
+            torch.cat([p[name].audited.cpu() for p in parts]),
+            torch.cat([p[name].violated.cpu() for p in parts]),
+        )
+        for name in names
+    }
+
+
+def _part(radii: Radii, here: slice) -> Radii:
+    return replace(radii, joint=radii.joint[here], unimodal=radii.unimodal[here], indicator=radii.indicator[here])

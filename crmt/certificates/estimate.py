@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from crmt.certificates.radius import Radii, radii
 from crmt.errors import BadInputError
+from crmt.gradients import check_grad_mode, input_gradients
 from crmt.heads import Head, OrthogonalHead
-from crmt.lipschitz import GradientConstants
+from crmt.modality import Batch, check_batch
+from crmt.model import MultiModalModel, evaluating
 
 CERTIFICATE = "estimate"
 
@@ -44,3 +49,113 @@ def estimated_radii(
         pair_constants(head, constants).to(scores),
         runner_up_only=runner_up_only,
     )
+
+
+_JACOBIAN_ELEMENTS = 32 * 2**20
+"""In float64, held at once."""
+
+
+@dataclass(frozen=True)
+class GradientConstants:
+    """Largest gradient norms seen over `samples` training inputs; they compose over disjoint sets by `merged`."""
+
+    tau: Tensor
+    """τ̂_k^(m) = max_i ‖∇ s_k^(m)(x_i^(m))‖₂, `(M, K)`."""
+    pair: Tensor | None
+    """max_i ‖∇ (s_y^(m) − s_j^(m))(x_i^(m))‖₂, `(M, K, K)`; what the radius of a head with a = 1 needs."""
+    samples: int
+
+    def merged(self, other: GradientConstants) -> GradientConstants:
+        """Of the union of both sets."""
+        pair = None
+        if self.pair is not None and other.pair is not None:
+            pair = torch.maximum(self.pair, other.pair)
+        return GradientConstants(torch.maximum(self.tau, other.tau), pair, self.samples + other.samples)
+
+
+def _class_gradients(model: MultiModalModel, inputs: dict[str, Tensor]) -> Iterator[list[Tensor]]:
+    """For each class k in turn, ∇ s_k^(m) flattened, `(B, D_m)`, of every modality.
+
+    One backward pass a class serves all modalities, since s^(m) depends on x^(m) alone. Where it does not (a head that
+    is not additive), this is ∇_{x^(m)} Σ_m s_k^(m), the fused logit's: what the radius of a head with a = 1 needs.
+    """
+    check_grad_mode()
+    leaves = {m: inputs[m].detach().requires_grad_() for m in model.modalities}
+    with torch.enable_grad():
+        scores = model(leaves).scores
+    classes = scores.shape[2]
+    for k in range(classes):
+        with torch.enable_grad():
+            total = scores[:, :, k].sum()
+        gradients = input_gradients(model, inputs, total, leaves, retain_graph=k + 1 < classes)
+        yield [g.flatten(1) for g in gradients.values()]
+
+
+def score_gram(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
+    """⟨∇ s_k^(m), ∇ s_l^(m)⟩ for every input: `(B, M, K, K)`, float64; its diagonal is ‖∇ s_k^(m)‖².
+
+    In float32 the differences of its entries lose what nearly equal gradients differ by.
+    """
+    grams = []
+    for gradients in zip(*_class_gradients(model, inputs), strict=True):
+        jacobian = torch.stack(gradients, dim=1).double()
+        grams.append(jacobian @ jacobian.transpose(1, 2))
+    return torch.stack(grams, dim=1)
+
+
+def score_norms(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
+    """‖∇ s_k^(m)‖₂ for every input, `(B, M, K)`, without ever holding more than one class's gradients."""
+    norms = [torch.stack([g.norm(dim=1) for g in gradients], dim=1) for gradients in _class_gradients(model, inputs)]
+    return torch.stack(norms, dim=2)
+
+
+def gradient_constants(
+    model: MultiModalModel, batches: Iterable[Batch], *, pairs: bool | None = None
+) -> GradientConstants:
+    """τ̂ over the inputs of `batches`, in evaluation mode.
+
+    Hundreds of training clips are enough: the maximum over them is conservative by about 2 ×,
+    yet it stays an estimate, a LOWER bound of the true constant.
+
+    Args:
+        pairs: also keep the constants of score differences; default: for every head but an OrthogonalHead.
+
+    Raises:
+        BadInputError: no input at all, an input at which a score has no finite gradient, a modality that the scores
+            depend on without a gradient, or torch.inference_mode.
+    """
+    keep_pairs = not isinstance(model.head, OrthogonalHead) if pairs is None else pairs
+    total: GradientConstants | None = None
+    width = sum(int(torch.tensor(m.shape).prod()) for m in model.modalities.values())
+    chunk = max(1, _JACOBIAN_ELEMENTS // (width * model.head.classes))
+    dtype = model.head.bias.dtype
+    with evaluating(model):
+        for batch in batches:
+            check_batch(model.modalities, batch, model.head.classes)
+            for start in range(0, len(batch.labels), chunk if keep_pairs else max(1, len(batch.labels))):
+                inputs = {m: x[start : start + chunk] for m, x in batch.inputs.items()} if keep_pairs else batch.inputs
+                part = (
+                    _with_pairs(score_gram(model, inputs), dtype) if keep_pairs else _plain(score_norms(model, inputs))
+                )
+                total = part if total is None else total.merged(part)
+    if total is None:
+        raise BadInputError("τ needs at least one training input")
+    for i, name in enumerate(model.modalities):
+        if not bool(total.tau[i].isfinite().all()):
+            raise BadInputError(
+                f"a score of {name!r} has no finite gradient at a training input, so that there is no τ: the encoder "
+                "is not differentiable there (a square root or a norm at 0?) or its weights are not finite"
+            )
+    return total
+
+
+def _plain(norms: Tensor) -> GradientConstants:
+    return GradientConstants(norms.amax(0), None, len(norms))
+
+
+def _with_pairs(gram: Tensor, dtype: torch.dtype) -> GradientConstants:
+    """‖∇ s_y − ∇ s_j‖² = G_yy + G_jj − 2 G_yj."""
+    square = gram.diagonal(dim1=2, dim2=3)
+    difference = square[..., :, None] + square[..., None, :] - 2 * gram
+    tau, pair = square.amax(0).clamp_min(0).sqrt(), difference.clamp_min(0).amax(0).sqrt()
+    return GradientConstants(tau.to(dtype), pair.to(dtype), len(gram))

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from crmt.certificates.radius import Radii, radii
+from crmt.encoders.lipschitz import LipschitzEncoder
 from crmt.errors import BadInputError, CRMTError
 from crmt.heads import ConcatHead, Head, OrthogonalHead
-from crmt.lipschitz_encoder import LipschitzEncoder
 from crmt.modality import check_labels
 from crmt.model import MultiModalModel, evaluating
 

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crmt.attacks import AttackSettings, Ball, apgd, attack, auto, minimal_norm, pgd, square
-from crmt.certificates.estimate import estimated_radii
+from crmt.certificates.estimate import estimated_radii, gradient_constants
 from crmt.errors import BadInputError
 from crmt.integration import optimise_integration
-from crmt.lipschitz import gradient_constants
 from crmt.methods._shared import adversarial
 from crmt.modality import Batch, Inputs
 from crmt.model import MultiModalModel
-from tests.crmt.test_attacks import NORMS, Norm
-from tests.crmt.test_attacks_strong import seeded
+from tests.crmt.attacks.test_gradient import NORMS, Norm
+from tests.crmt.attacks.test_strong import seeded
 from tests.crmt.tiny import linear_model, mostly_right, random_inputs
 
 GRADIENT_ATTACKS = ("fgm", "pgd", "apgd_ce", "apgd_dlr", "minimal_norm", "auto")

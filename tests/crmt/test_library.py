@@ -14,18 +14,17 @@ from torch.nn import functional as F
 
 from crmt.attacks import Ball, pgd
 from crmt.certificates.audit import audit
-from crmt.certificates.estimate import estimated_radii
+from crmt.certificates.estimate import estimated_radii, gradient_constants
 from crmt.certificates.radius import Radii
 from crmt.errors import BadInputError
-from crmt.evaluate import predict
 from crmt.fit import FitSettings, fit
 from crmt.heads import ConcatHead, OrthogonalHead
 from crmt.integration import optimise_integration
-from crmt.lipschitz import gradient_constants
 from crmt.losses import margin_regulariser
 from crmt.methods import create
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
+from crmt.predictions import predict
 
 CLASSES = 4
 SHAPES = {"lidar": (3, 20), "camera": (3, 8, 8), "imu": (6,)}

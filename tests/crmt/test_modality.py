@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from crmt.attacks import Ball, auto, pgd
+from crmt.certificates.estimate import gradient_constants
 from crmt.certificates.smoothing import SmoothingSettings, smooth
 from crmt.errors import BadInputError
-from crmt.evaluate import predict
 from crmt.fit import FitSettings, fit
-from crmt.lipschitz import gradient_constants
 from crmt.methods import create
 from crmt.modality import Batch, check_inputs
+from crmt.predictions import predict
 from tests.crmt.tiny import AUDIO, VIDEO, linear_model, random_inputs
 
 

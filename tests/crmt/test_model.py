@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from crmt.errors import BadInputError
-from crmt.evaluate import predict
 from crmt.heads import ConcatHead
 from crmt.modality import Batch
 from crmt.model import ModelSpec, MultiModalModel, build_model, evaluating
+from crmt.predictions import predict
 from tests.crmt.tiny import AUDIO, VIDEO, LinearEncoder, effective_weights, linear_model, random_inputs, spec, trainable
 
 

@@ -9,11 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from crmt.certificates.estimate import estimated_radii
+from crmt.attacks.curves import AttackPlan
+from crmt.certificates.estimate import estimated_radii, gradient_constants
 from crmt.certificates.radius import Radii
-from crmt.curves import AttackPlan
 from crmt.heads import HEADS, OrthogonalHead
-from crmt.lipschitz import gradient_constants
 from crmt.methods.base import Method, Step
 from crmt.modality import Batch, Inputs, Modality
 from crmt.model import ModelSpec, MultiModalModel, build_model

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from crmt.encoders import BatchNorm
+from crmt.encoders.resnet import BatchNorm
 from crmt.fit import FitSettings, fit
 from crmt.methods import create, method_names
 from crmt.methods._shared import mixed

@@ -12,7 +12,8 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 
 import pytest
 import ray
-from small import Decoded, Small, make_decoded, make_small
+
+from tests.pipelines.small import Decoded, Small, make_decoded, make_small
 
 
 @pytest.fixture(scope="session")

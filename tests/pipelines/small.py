@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.batches import ClipTable, Transform, read_table
-from pipelines.cache import ClipCache
-from pipelines.config import RunConfig, parse
-from pipelines.datasets import avdigits, manifest
-from pipelines.datasets.index import ClipIndex
-from pipelines.ingest import ingest
+from pipelines.clips.batches import ClipTable, Transform, read_table
+from pipelines.clips.cache import ClipCache
+from pipelines.clips.ingest import ingest
+from pipelines.config.run_config import RunConfig, parse
+from pipelines.sources import avdigits, manifest
+from pipelines.sources.index import ClipIndex
 
 CLASSES, PER_SPLIT = 3, {"train": 36, "validation": 12, "test": 15}
 IMAGES = 240

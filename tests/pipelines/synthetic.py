@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import binomtest
 
-from pipelines.results import ResultsStore
+from pipelines.runs.results import ResultsStore
 
 BUDGETS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 SPACES = {"video": "pixels in [0, 1]", "audio": "standardised log-mel", "flow": "flow in [0, 1]", "radar": "watts"}

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from media import bad_files
 from safetensors.torch import load_file, save_file
-from small import PER_SPLIT, Main, Small, one_line, write_manifest
 
 from crmt.checkpoint import sha256_of
 from pipelines import evaluate, ingest, report, sweep, train
-from pipelines.results import ResultsStore
-from pipelines.run_folder import latest_run
+from pipelines.runs.results import ResultsStore
+from pipelines.runs.run_folder import latest_run
+from tests.pipelines.media import bad_files
+from tests.pipelines.small import PER_SPLIT, Main, Small, one_line, write_manifest
 
 PIPELINES = Path(train.__file__).parent
 MAINS: dict[str, Main] = {"sweep": sweep.main, "train": train.main, "ingest": ingest.main}

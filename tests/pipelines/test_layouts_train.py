@@ -16,19 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import layouts
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from media import CODECS, class_clip
-from small import merged
 
 from crmt.checkpoint import load_model
 from pipelines import datasets, train
-from pipelines.cache import ClipCache
-from pipelines.config import parse
-from pipelines.ingest import ingest
-from pipelines.results import ResultsStore
+from pipelines.clips.cache import ClipCache
+from pipelines.clips.ingest import ingest
+from pipelines.config.run_config import parse
+from pipelines.runs.results import ResultsStore
+from tests.pipelines import layouts
+from tests.pipelines.media import CODECS, class_clip
+from tests.pipelines.small import merged
 
 EACH = (9, 3)
 SMALL: dict[str, Any] = {

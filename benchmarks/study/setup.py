@@ -1,0 +1,130 @@
+"""How each phase of a study trained, read from its run card, and where phases differ: so the report cannot drift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.study.data import Study
+
+COLUMNS = ("epochs", "optimiser", "weight decay", "features", "encoders", "augmentation", "noise", "certificates")
+SECTIONS = ("train", "model", "augment")
+
+
+def setup_of(config: dict[str, Any]) -> dict[str, str]:
+    """What all trials of a run have in common, one text for each of `COLUMNS`."""
+    train, model, augment = config["train"], config["model"], config["data"]["augment"]
+    momentum = f", momentum {train['momentum']:g}" if train["optimizer"] == "sgd" else ""
+    texts = (
+        str(train["epochs"]),
+        train["optimizer"] + momentum,
+        f"{train['weight_decay']:g}",
+        str(model["features"]),
+        _by_modality(model["encoders"]),
+        ", ".join(_said(name, value) for name, value in _effective(augment).items()) or "none",
+        _by_modality(train["noise"]) or "none",
+        ", ".join(config["certify"]["certificates"]),
+    )
+    return dict(zip(COLUMNS, texts, strict=True))
+
+
+def _effective(augment: dict[str, Any]) -> dict[str, Any]:
+    """What of the augmentation is on; `ratio` belongs to `scale`."""
+    return {name: value for name, value in augment.items() if value and (name != "ratio" or augment.get("scale"))}
+
+
+def _by_modality(values: dict[str, Any]) -> str:
+    """`small_resnet` where all modalities have the same; else `0.5 (video), 1 (audio)`."""
+    texts = {m: _plain(v) for m, v in values.items()}
+    same = set(texts.values())
+    return same.pop() if len(same) == 1 else ", ".join(f"{text} ({m})" for m, text in texts.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _said(name: str, value: Any) -> str:
+    return name if value is True else f"{name} {_plain(value)}"
+
+
+def setup_table(study: Study) -> str:
+    """One row a phase that has begun, as Markdown; empty without one."""
+    rows = [(name, setup_of(run.card["config"])) for name, run in study.runs.items() if run.card is not None]
+    if not rows:
+        return ""
+    lines = ["| phase | " + " | ".join(COLUMNS) + " |", "| --- | ---: |" + " --- |" * (len(COLUMNS) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join([name, *texts.values()]) + " |" for name, texts in rows)])
+
+
+def _leaves(config: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of training, model and augmentation: dotted path to value."""
+    found: dict[str, Any] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, below in value.items():
+                walk(f"{path}.{name}", below)
+        else:
+            found[path] = value
+
+    for section, value in zip(SECTIONS, (config["train"], config["model"], config["data"]["augment"]), strict=True):
+        walk(section, value)
+    return found
+
+
+def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """`epochs 32 instead of 20`, for every setting that two runs do not share and neither of them searched."""
+    mine, theirs = _leaves(config), _leaves(other)
+    searched = {*config["search"], *other["search"]}
+    found = []
+    for path in dict.fromkeys([*mine, *theirs]):
+        here, there = mine.get(path), theirs.get(path)
+        if here == there or path in searched:
+            continue
+        text = f"{path.partition('.')[2]} {_plain(here)}" + ("" if there is None else f" instead of {_plain(there)}")
+        if path == "train.epochs":
+            text += f" ({here / there:.3g} times as many)"
+        found.append(text)
+    return found
+
+
+def apart(study: Study) -> list[str]:
+    """A sentence on the phases that trained otherwise than the first one, those that did alike together."""
+    configs = {name: run.card["config"] for name, run in study.runs.items() if run.card is not None}
+    if not configs:
+        return []
+    first = next(iter(configs))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, config in configs.items():
+        groups.setdefault(tuple(differences(config, configs[first])), []).append(name)
+    return [
+        f"Otherwise than {first}, {' and '.join(names)} trained, all methods alike, with {', '.join(words)}. Compare "
+        "their numbers with each other: against those of another phase, more than the method differs."
+        for words, names in groups.items()
+        if words
+    ]
+
+
+def epochs_text(study: Study) -> str:
+    """`20 epochs each`, or which phases had how many; empty before the first phase."""
+    found: dict[int, list[str]] = {}
+    for name, run in study.runs.items():
+        if run.card is not None:
+            found.setdefault(run.card["config"]["train"]["epochs"], []).append(name)
+    if len(found) == 1:
+        return f"{next(iter(found))} epochs each"
+    return "; ".join(f"{epochs} epochs each in {', '.join(names)}" for epochs, names in found.items())
+
+
+def advantage(study: Study, phase: str, other: str) -> str:
+    """`trained longer, 32 epochs against 20, with augmentation`: what a phase's models had that another's had not."""
+    cards = [study.runs[name].card if name in study.runs else None for name in (phase, other)]
+    if cards[0] is None or cards[1] is None:
+        return ""
+    mine, theirs = (card["config"] for card in cards if card is not None)
+    epochs, fewer = mine["train"]["epochs"], theirs["train"]["epochs"]
+    words = [f"trained longer, {epochs} epochs against {fewer}"] if epochs > fewer else []
+    augmented = [_effective(config["data"]["augment"]) for config in (mine, theirs)]
+    if augmented[0] and augmented[0] != augmented[1]:
+        words.append("with other augmentation" if augmented[1] else "with augmentation")
+    return ", ".join(words)

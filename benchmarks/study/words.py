@@ -1,0 +1,244 @@
+"""The study's answers, every sentence made by rule from the numbers."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.study.data import Difference, Study, audits, difference, smoothing_audits, title
+from benchmarks.study.setup import advantage
+from benchmarks.study.tables import CONTRAST_NUMBERS, MODALITIES, STEP_NUMBERS, rate, signed
+
+FLOOR = {"0.5": 81.0, "1": 61.0}
+"""The prototype's certified accuracy, %."""
+DEAR = 1.5
+"""How much longer than JT a method may train without being named."""
+BEYOND = (
+    "A difference is called one when it is beyond two deviations of itself, taken seed by seed; with three seeds that "
+    "is a two-sided t-test at about 7 %, and many differences are looked at: single ones just beyond it prove little."
+)
+
+
+def listed(words: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def by_rule(study: Study, found: Difference, digits: int = 1, unit: str = " points") -> str:
+    """`+4.5 ± 0.6 points`, or that it is none."""
+    text = signed(found.mean, found.deviation, digits) + study.mark(found.seeds) + unit
+    if found.seeds < 2:
+        return f"{text} (one seed)"
+    return text if found.counts else f"no difference beyond two deviations ({text})"
+
+
+def comparison(study: Study, phase: str, ours: str, theirs: str, numbers: dict[str, str]) -> str | None:
+    """One sentence on all numbers: where one method is higher, where lower, where neither can be said."""
+    higher, lower, neither, single = [], [], [], []
+    for number, name in numbers.items():
+        found = difference(study.values(phase, ours, number), study.values(phase, theirs, number))
+        if found is None:
+            continue
+        text = f"{name} {signed(found.mean, found.deviation)}{study.mark(found.seeds)}"
+        if found.seeds == 1:
+            single.append(text)
+        else:
+            (neither if not found.counts else higher if found.mean > 0 else lower).append(text)
+    if not (higher or lower or neither or single):
+        return None
+    parts = [f"higher in {listed(higher)}"] * bool(higher) + [f"lower in {listed(lower)}"] * bool(lower)
+    parts += [f"no difference beyond two deviations in {listed(neither)}"] * bool(neither)
+    parts += [f"with one seed, so without a deviation, {listed(single)}"] * bool(single)
+    return f"**{title(ours)} against {title(theirs)}**: {'; '.join(parts)}."
+
+
+def best(study: Study, phase: str, number: str) -> tuple[str, float, str] | None:
+    """The method with the highest mean, that mean, and a mark where it rests on fewer seeds than planned."""
+    found = {m: v for m in study.methods(phase) if len(v := study.values(phase, m, number))}
+    if not found:
+        return None
+    first = max(found, key=lambda m: found[m].mean())
+    return first, float(found[first].mean()), study.mark(len(found[first]))
+
+
+def does_it_help(study: Study) -> list[str]:
+    """CRMT against the method that it extends, and who is in front."""
+    pairs = (("crmt_jt", "jt"), ("crmt_mix", "mixup"), ("crmt_at", "mmat"), ("crmt_gradient", "crmt_jt"))
+    lines = [c for ours, theirs in pairs if (c := comparison(study, "final", ours, theirs, CONTRAST_NUMBERS))]
+    ratios = difference(*(study.values("final", m, "indicator_ratio:estimate") for m in ("crmt_jt", "jt")))
+    if ratios is not None:
+        means = [study.values("final", m, "indicator_ratio:estimate").mean() for m in ("jt", "crmt_jt")]
+        lines.append(
+            f"Vulnerability indicators, video ÷ audio: JT {means[0]:.2f}, CRMT-JT {means[1]:.2f}: "
+            f"{by_rule(study, ratios, 2, '')}."
+        )
+    fronts = []
+    for number, name in CONTRAST_NUMBERS.items():
+        if found := best(study, "final", number):
+            fronts.append(f"{name} {title(found[0])} ({found[1]:.1f}{found[2]})")
+    if fronts:
+        lines.append(f"Highest mean of all methods: {', '.join(fronts)}.")
+    return lines
+
+
+def where_from(study: Study) -> list[str]:
+    """The controls."""
+    pairs = (
+        ("jt_log_term", "jt"), ("crmt_step1", "jt_log_term"), ("ojt", "jt"), ("ojt_unimodal_ce", "ojt"),
+        ("crmt_step1", "ojt_unimodal_ce"),
+    )  # fmt: skip
+    return [c for ours, theirs in pairs if (c := comparison(study, "final", ours, theirs, CONTRAST_NUMBERS))]
+
+
+def what_step2_does(study: Study) -> list[str]:
+    """Within each model, after against before."""
+    lines = []
+    for method in study.methods("final"):
+        parts = []
+        for number, (name, digits) in STEP_NUMBERS.items():
+            after = study.values("final", method, number, "step2")
+            found = difference(after, study.values("final", method, number, "step1"))
+            if found is not None:
+                parts.append(f"{name} {by_rule(study, found, digits, '' if 'radius' in number else ' points')}")
+        if parts:
+            lines.append(f"**{title(method)}**: {'; '.join(parts)}.")
+    return lines
+
+
+def where_sound(study: Study) -> list[str]:
+    """Certified accuracy: CRMT against the rest, the floor, and what adversarial training has under attack."""
+    lines = []
+    numbers = {f"certified:lipschitz:joint:{e}": f"certified joint {e}" for e in ("0.5", "1")}
+    numbers |= {f"certified:lipschitz:{m}:0.5": f"certified {m} 0.5" for m in MODALITIES} | {"clean": "clean"}
+    for ours, theirs in (("crmt_jt", "ojt"), ("crmt_jt", "jt"), ("radius_loss", "crmt_jt"), ("radius_loss", "ojt")):
+        if text := comparison(study, "lipschitz", ours, theirs, numbers):
+            lines.append(f"1-Lipschitz encoders, {text}")
+    for method in study.methods("lipschitz"):
+        parts = []
+        for name, number in (("at 0.5", "certified:lipschitz:joint:0.5"), ("at 1", "certified:lipschitz:joint:1")):
+            before = study.values("lipschitz", method, number, "step1")
+            found = difference(study.values("lipschitz", method, number, "step2"), before)
+            if found is not None:
+                parts.append(f"{name} {by_rule(study, found)}")
+        if parts:
+            lines.append(f"Step 2 on certified accuracy, **{title(method)}**: {'; '.join(parts)}.")
+    lines += _against_goals(study)
+    numbers = {f"certified:smoothing:joint:{e}": f"certified joint {e}" for e in ("0.25", "0.5")} | {"clean": "clean"}
+    for ours in ("crmt_step1", "crmt_jt"):
+        if text := comparison(study, "smoothing", ours, "jt", numbers):
+            lines.append(f"Smoothing, all trained with noise, {text}")
+    return lines
+
+
+def _against_goals(study: Study) -> list[str]:
+    lines = []
+    budget = advantage(study, "lipschitz", "final")
+    for e, floor in FLOOR.items():
+        found = best(study, "lipschitz", f"certified:lipschitz:joint:{e}")
+        if found is None:
+            continue
+        side = "above" if found[1] > floor else "at" if found[1] == floor else "below"
+        text = f"At joint radius {e} the best certified accuracy is {found[1]:.1f}{found[2]} % ({title(found[0])}), "
+        text += f"{side} the floor of {floor:.0f} %"
+        attacked = study.values("final", "mmat", f"auto:joint:{e}")
+        if len(attacked):
+            gap = found[1] - attacked.mean()
+            text += "; MMAT's accuracy under attack, which proves nothing, is "
+            text += f"{attacked.mean():.1f}{study.mark(len(attacked))} % there, {abs(gap):.1f} points "
+            text += "below the certificate" if gap > 0 else "above it"
+            text += f" (the certified models {budget}: no comparison of equal budgets)" if budget else ""
+        lines.append(text + ".")
+    return lines
+
+
+def how_often_broken(study: Study) -> list[str]:
+    """Audits of each certificate."""
+    lines = []
+    for phase, certificate, name in (
+        ("final", "estimate", "The estimated radius"),
+        ("lipschitz", "lipschitz", "The certified radius of 1-Lipschitz encoders"),
+        ("smoothing", "smoothing", "The certified radius (99.9 %) of smoothing"),
+    ):
+        found = audits(study, phase)
+        found = found[found.certificate == certificate]
+        audited, violated = int(found.audited.sum()), int(found.violated.sum())
+        if not audited:
+            continue
+        text = f"{name} was broken inside itself in {rate(violated, audited)} of the audits"
+        if violated:
+            balls = found.groupby("ball")[["violated", "audited"]].sum()
+            text += ": " + ", ".join(f"{b} {rate(r.violated, r.audited)}" for b, r in balls.iterrows())
+            worst = found.groupby("method")[["violated", "audited"]].sum()
+            worst = (worst.violated / worst.audited).sort_values(ascending=False)
+            text += f"; of {title(str(worst.index[0]))}'s in {100 * worst.iloc[0]:.1f} %, the most of any method"
+        if violated and certificate == "lipschitz":
+            text += ". **A sound certificate must have none: this is a bug**"
+        if violated and certificate == "smoothing":
+            text += _beyond_chance(study)
+        if not violated and certificate == "estimate":
+            text += "; that it held does not make it a certificate"
+        lines.append(text + ".")
+    return lines
+
+
+def _beyond_chance(study: Study) -> str:
+    found = smoothing_audits(study)
+    beyond = found[found.violated > found.allowed]
+    if len(beyond):
+        words = [
+            f"{title(r.method)} {r.ball} {r.violated}, where chance allows {r.allowed} of {r.clips} clips"
+            for r in beyond.itertuples()
+        ]
+        return f". **More than chance explains: {'; '.join(words)}: this is a bug**"
+    most = found.loc[found.violated.idxmax()]
+    text = f"; no method has more in a ball than chance explains ({title(most.method)} {most.ball} has the most, "
+    return text + f"{most.violated}, where {most.allowed} of {most.clips} clips are allowed)"
+
+
+def how_strong_the_attacks(study: Study) -> list[str]:
+    """`auto` against PGD: how much weaker attacks flatter."""
+    gaps = {}
+    for method in study.methods("final"):
+        for e in ("0.5", "1"):
+            found = difference(
+                study.values("final", method, f"pgd:joint:{e}"), study.values("final", method, f"auto:joint:{e}")
+            )
+            if found is not None:
+                gaps[f"{title(method)} at {e}"] = found.mean
+    if not gaps:
+        return []
+    where = max(gaps, key=lambda name: gaps[name])
+    mean = sum(gaps.values()) / len(gaps)
+    text = f"PGD-20 leaves {mean:.1f} points more than `auto` on average, {gaps[where]:.1f} at most ({where})"
+    if min(gaps.values()) < 0:
+        text += ". **`auto` is above one of its parts: this is a bug**"
+    return [text + "."]
+
+
+def what_it_costs(study: Study) -> list[str]:
+    """Within the search epochs are equal, seconds are not; the median, since other work on the machine slows some."""
+    seconds: dict[str, list[float]] = {}
+    for tried in study.tried.get("search", []):
+        if tried.value is not None:
+            seconds.setdefault(tried.point["train.method"], []).append(tried.seconds)
+    median = {method: statistics.median(found) for method, found in seconds.items()}
+    base = median.pop("jt", 0.0)
+    if not median or not base:
+        return []
+    dear = sorted(median.items(), key=lambda item: -item[1])
+    words = [f"{title(m)} {s / base:.1f} times as long ({s:.0f} s)" for m, s in dear if s > DEAR * base]
+    text = f"In the search all methods train for the same number of epochs. A trial of it takes JT {base:.0f} s"
+    return [f"{text}, and {listed(words)}." if words else f"{text}, and no method {DEAR:g} times as long."]
+
+
+def answers(study: Study) -> list[tuple[str, list[str]]]:
+    """Question to sentences; a question without a number yet is left out."""
+    found = [
+        ("Does CRMT help, where, and by how much?", does_it_help(study)),
+        ("Where does a gain come from?", where_from(study)),
+        ("What does step 2 change?", what_step2_does(study)),
+        ("Does it help where the certificate is sound?", where_sound(study)),
+        ("How often do radii break under attack?", how_often_broken(study)),
+        ("How strong are the attacks?", how_strong_the_attacks(study)),
+        ("What does it cost?", what_it_costs(study)),
+    ]
+    return [(question, lines) for question, lines in found if lines]

@@ -1,0 +1,182 @@
+"""Accuracy under attack over grids of budgets, and audits of radii, over batches and per sample.
+
+The parts that several workers computed only need to be put one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crmt.attacks.balls import Ball
+from crmt.attacks.grid import GridRun
+from crmt.attacks.registry import PARTS, AttackSettings, check_attack
+from crmt.errors import BadInputError
+from crmt.modality import Batch
+from crmt.model import MultiModalModel
+from crmt.progress import Progress, silent
+
+Budget = float | dict[str, float]
+"""ε of a joint or uni-modal ball, or ε by modality of a product ball."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One kind of ball at every budget; no ball comes before one that it contains."""
+
+    budgets: tuple[Budget, ...]
+    balls: tuple[Ball, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackPlan:
+    """Which attacks run, in which balls, with which budgets."""
+
+    names: tuple[str, ...] = ("fgm", "pgd")
+    """Of `crmt.attacks.ATTACKS`."""
+    balls: tuple[str, ...] = ("joint", "each")
+    """`joint`, `each` (every modality alone), or modalities' names."""
+    epsilons: tuple[float, ...] = (0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4)
+    product: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """A grid of product balls: budgets by modality, every combination. Empty: none."""
+    norm: Literal["l2", "linf"] = "l2"
+    loss: str = "margin"
+    """Of FGM and PGD."""
+    steps: int = 20
+    """Of PGD and the minimal-norm attack; APGD takes twice as many."""
+    restarts: int = 1
+    targets: int = AttackSettings.targets
+    queries: int = AttackSettings.queries
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            check_attack(name)
+        _ = self.settings
+        for modality, budgets in self.product.items():
+            if not budgets:
+                raise BadInputError(f"attack.product: {modality!r} has no budgets: give at least one")
+        if self.balls and not self.epsilons:
+            raise BadInputError("attack.epsilons is empty: give at least one budget")
+
+    @property
+    def settings(self) -> AttackSettings:
+        return AttackSettings(
+            loss=self.loss,
+            steps=self.steps,
+            restarts=self.restarts,
+            targets=self.targets,
+            queries=self.queries,
+        )
+
+    def attacked(self, modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Ball name to the modalities that it attacks. With one modality, `joint` and `each` are the same ball.
+
+        Raises:
+            BadInputError: a ball that is neither `joint`, `each` nor a modality of the model, or a grid over others.
+        """
+        balls: dict[str, tuple[str, ...]] = {}
+        for ball in self.balls:
+            if ball == "joint":
+                balls["joint"] = tuple(modalities)
+            elif ball == "each":
+                balls |= {m: (m,) for m in modalities}
+            elif ball in modalities:
+                balls[ball] = (ball,)
+            else:
+                raise BadInputError(f"attack.balls: {ball!r} is not joint, each or one of {', '.join(modalities)}")
+        for m in self.product:
+            if m not in modalities:
+                raise BadInputError(f"attack.product: {m!r} is not one of {', '.join(modalities)}")
+        return balls | ({"product": tuple(self.product)} if self.product else {})
+
+    def grids(self, modalities: Sequence[str]) -> dict[str, Grid]:
+        """Ball name to its balls of every budget."""
+        grids = {}
+        for name, attacked in self.attacked(modalities).items():
+            if name == "product" and self.product:
+                sides = [sorted({float(e) for e in self.product[m]}) for m in attacked]
+                budgets: list[Budget] = [dict(zip(attacked, chosen, strict=True)) for chosen in product(*sides)]
+                balls = [Ball.product(dict(zip(attacked, c, strict=True)), self.norm) for c in product(*sides)]
+            else:
+                epsilons = sorted({float(e) for e in self.epsilons})
+                budgets, balls = list(epsilons), [Ball.joint(attacked, e, self.norm) for e in epsilons]
+            grids[name] = Grid(tuple(budgets), tuple(balls))
+        return grids
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Whether each of N predictions withstood an attack."""
+
+    attack: str
+    ball: str
+    """`joint`, `product` or a modality's name."""
+    budgets: tuple[Budget, ...]
+    """E of them: ε, or for `product` ε by modality."""
+    robust: Tensor
+    """`(N, E)`, bool."""
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """The budgets of a joint or uni-modal ball."""
+        return tuple(b for b in self.budgets if isinstance(b, float))
+
+
+def attack_curves(
+    model: MultiModalModel, batches: Iterable[Batch], plan: AttackPlan, progress: Progress = silent
+) -> list[Robustness]:
+    """Attack every input in every ball at every budget. Progress counts inputs × balls.
+
+    An attack drops an input once it is broken and starts a larger ball from a smaller one's result, so its accuracy
+    never rises with the budget; FGM and noise are at each budget by themselves. `auto` counts as broken whatever any
+    attack of the plan broke in that ball or in one that it contains, and runs its other parts on the rest.
+    """
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    budgets: dict[str, tuple[Budget, ...]] = {}
+    for number, batch in enumerate(batches):
+        grids = plan.grids(list(model.modalities))
+        budgets = {name: grid.budgets for name, grid in grids.items()}
+        broken = _batch(model, batch, grids, plan, plan.seed + number, progress)
+        for name in grids:
+            for attack in plan.names:
+                found.setdefault((attack, name), []).append(~broken[attack, name].cpu())
+    return [Robustness(attack, name, budgets[name], torch.cat(parts)) for (attack, name), parts in found.items()]
+
+
+def _batch(
+    model: MultiModalModel, batch: Batch, grids: Mapping[str, Grid], plan: AttackPlan, seed: int, progress: Progress
+) -> dict[tuple[str, str], Tensor]:
+    """Which inputs every attack of the plan breaks in every ball: `(B, E)` by attack and ball."""
+    broken: dict[tuple[str, str], Tensor] = {}
+    auto: dict[str, Tensor] = {}
+    listed = [a for a in plan.names if a != "auto"]
+    # small balls first: what breaks one of them breaks the balls that contain it
+    for name in sorted(grids, key=lambda n: (n == "product", len(grids[n].balls[0].attacked))):
+        run = GridRun(model, batch, grids[name].balls, plan.settings, seed)
+        for attack in listed:
+            broken[attack, name] = run.attack(attack)
+        if "auto" in plan.names:
+            known = _contained(grids, name, auto, batch)
+            for attack in listed:
+                known |= broken[attack, name]
+            auto[name] = run.auto(known, [a for a in PARTS if a not in listed])
+        progress(len(batch.labels))
+    for name in auto:
+        broken["auto", name] = auto[name] | _contained(grids, name, auto, batch)
+    return broken
+
+
+def _contained(grids: Mapping[str, Grid], name: str, broken: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Which inputs are broken in any ball that those of `name` contain, `(B, E)`."""
+    result = torch.zeros(len(batch.labels), len(grids[name].balls), dtype=torch.bool, device=batch.labels.device)
+    for i, ball in enumerate(grids[name].balls):
+        for other, found in broken.items():
+            inner = [j for j, b in enumerate(grids[other].balls) if ball.contains(b)]
+            result[:, i] |= found[:, inner].any(1)
+    return result

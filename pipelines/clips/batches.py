@@ -1,0 +1,291 @@
+"""Parquet ▸ batches on the training device: augmented for training, plain and in order for evaluation.
+
+Small sets are read once into Ray's object store and every trial reads them in place; big ones stream from Parquet
+through Ray Data. Both give equal numbers of steps on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from crmt.errors import BadInputError
+from crmt.modality import Batch, Modality
+from pipelines.clips.cache import ClipCache
+from pipelines.clips.placement import Placement
+from pipelines.clips.rows import decode_rows, present_column
+from pipelines.clips.transform import Draws, Transform
+from pipelines.config.schema import DataConfig
+from pipelines.infra.storage import READERS, Folder
+
+VIDEO_SPACE = "pixels in [0, 1]"
+FLOW_SPACE = "flow in [0, 1]"
+AUDIO_SPACE, VGGSOUND_SPACE = "standardised log-mel", "standardised log spectrogram"
+EVALUATION_BATCH = 128
+STREAM_TASK_CPUS = 0.25
+STREAM_WORKER_CPUS = 2 * STREAM_TASK_CPUS
+"""What the Data tasks of one streaming worker take: one reads while one decodes."""
+_SHUFFLE_BUFFER_BATCHES = 8
+_READ_COLUMNS = ("id", "label")
+
+
+def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> tuple[Modality, ...]:
+    """What a model of these clips takes, with the statistics of the cache's train split.
+
+    Raises:
+        BadInputError: a modality that the clips do not have.
+    """
+    result = []
+    for name in names:
+        if name not in cache.modalities:
+            raise BadInputError(
+                f"model.encoders: the clips of {cache.name!r} have no modality {name!r}; "
+                f"they have {', '.join(cache.modalities)}"
+            )
+        meta = cache.modalities[name]
+        if name == "audio":  # batches are standardised already: that is the space of its budgets
+            space: dict[str, Any] = {"mean": (0.0,), "std": (1.0,), "box": None}
+            space["space"] = VGGSOUND_SPACE if data.audio.front_end == "vggsound" else AUDIO_SPACE
+            result.append(Modality(name=name, shape=meta.shape, channel_axis=0, **space))
+            continue
+        shape = (data.video.frames, meta.shape[1], data.video.crop, data.video.crop)
+        space = {"mean": meta.mean, "std": meta.std, "box": (0.0, 1.0)}
+        space["space"] = FLOW_SPACE if name == "flow" else VIDEO_SPACE
+        result.append(Modality(name=name, shape=shape, channel_axis=1, **space))
+    return tuple(result)
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """A whole decoded set, sorted by id. Put into the object store once; workers read its arrays in place.
+
+    `arrays` are those of pipelines/clips/rows.py's `decode_rows`, by modality and `present_<modality>`.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+
+def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
+    """Decode the whole cache in Ray Data tasks.
+
+    Raises:
+        BadInputError: the cache holds no clip.
+    """
+    shapes = {m: tuple(cache.modalities[m].shape) for m in names}
+    masks = [present_column(m) for m in names]
+    columns = [*_READ_COLUMNS, "split", *names]
+    dataset = ray.data.read_parquet(list(cache.parts), filesystem=cache.folder.filesystem, columns=columns)
+    decoded = dataset.map_batches(partial(_decode_with_split, shapes=shapes), batch_format="pyarrow")
+    batches = cast(Iterator[dict[str, np.ndarray]], iter(decoded.iter_batches(batch_size=None, batch_format="numpy")))
+    parts = [b for b in batches if len(b["id"])]
+    if not parts:
+        raise BadInputError(f"no clip of {cache.name!r} could be decoded: see the quarantine in {cache.folder}")
+    whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+    order = np.argsort(whole["id"].astype(str), kind="stable")
+    return ClipTable(
+        ids=whole["id"].astype(str)[order],
+        labels=whole["label"][order],
+        splits=whole["split"].astype(str)[order],
+        arrays={key: whole[key][order] for key in (*names, *masks)},
+    )
+
+
+def _decode_with_split(table: pa.Table, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return decode_rows(table, shapes) | {"split": np.asarray(table["split"].to_pylist(), dtype=object)}
+
+
+class Clips(Protocol):
+    """The clips of a run as one worker of a trial sees them."""
+
+    @property
+    def place(self) -> Placement: ...
+
+    @property
+    def transform(self) -> Transform: ...
+
+    def count(self, split: str) -> int:
+        """Clips of a split, over all ranks."""
+        ...
+
+    def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """One epoch's augmented batches; `batch_size` is global. The last, smaller batch is dropped."""
+        ...
+
+    def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        """This rank's share of a split, plain; at most `limit` clips over all ranks, chosen by `seed`."""
+        ...
+
+
+def _per_rank(batch_size: int, world: int) -> int:
+    if batch_size % world:
+        raise BadInputError(f"train.batch_size ({batch_size}) must be a multiple of the workers of a trial ({world})")
+    return batch_size // world
+
+
+def _chosen(split: str, count: int, limit: int | None, seed: int, world: int) -> np.ndarray:
+    """At most `limit` of `count` positions, drawn by seed, in order.
+
+    Raises:
+        BadInputError: fewer than ranks, on every rank: one without clips would fail while the others wait for it.
+    """
+    chosen = min(count, count if limit is None else limit)
+    if chosen < world:
+        raise BadInputError(f"the {split} split gives {chosen} clips to a trial's {world} workers: lower sweep.workers")
+    if chosen == count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng([seed, 7]).permutation(count)[:limit])
+
+
+@dataclass(frozen=True)
+class MemoryClips:
+    """Clips from a `ClipTable`: exact, reproducible, and the same whatever the number of workers."""
+
+    table: ClipTable
+    transform: Transform
+    place: Placement = field(default_factory=Placement)
+
+    def count(self, split: str) -> int:
+        return int((self.table.splits == split).sum())
+
+    def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        _per_rank(batch_size, self.place.world)
+        rows = np.flatnonzero(self.table.splits == "train")
+        order = np.random.default_rng([seed, epoch]).permutation(rows)
+        for step in range(len(order) // batch_size):
+            whole = order[step * batch_size : (step + 1) * batch_size]
+            draws = Draws.draw(batch_size, self.transform.data, (seed, epoch, step))
+            yield self._batch(self.place.mine(whole), draws.mine(self.place))
+
+    def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        rows = np.flatnonzero(self.table.splits == split)
+        rows = self.place.mine(rows[_chosen(split, len(rows), limit, seed, self.place.world)])
+        for start in range(0, len(rows), EVALUATION_BATCH):
+            yield self._batch(rows[start : start + EVALUATION_BATCH], None)
+
+    def _batch(self, rows: np.ndarray, draws: Draws | None) -> Batch:
+        arrays = {m: a[rows] for m, a in self.table.arrays.items()}
+        labels = torch.from_numpy(self.table.labels[rows]).to(self.place.device)
+        return Batch(self.transform(arrays, draws, self.place.device), labels, tuple(self.table.ids[rows].tolist()))
+
+
+@dataclass(frozen=True)
+class StreamIndex:
+    """Where the clips of a streamed set lie: one row a clip (id, split, part), read from Parquet without its bytes."""
+
+    folder: Folder
+    paths: tuple[str, ...]
+    """Of the parts, to be opened with `folder.filesystem`."""
+    shapes: dict[str, tuple[int, ...]]
+    rows: pd.DataFrame
+
+    @staticmethod
+    def of(cache: ClipCache, names: Sequence[str]) -> StreamIndex:
+        read = partial(pq.read_table, columns=["id", "split"], filesystem=cache.folder.filesystem)
+        with ThreadPoolExecutor(READERS) as pool:  # of a remote cache every part is a journey
+            parts = [table.to_pandas().assign(part=i) for i, table in enumerate(pool.map(read, cache.parts))]
+        shapes = {m: tuple(cache.modalities[m].shape) for m in names}
+        return StreamIndex(cache.folder, cache.parts, shapes, pd.concat(parts, ignore_index=True))
+
+
+@dataclass(frozen=True)
+class StreamClips:
+    """Clips that Ray Data streams from Parquet. In training a rank reads whole parts, dealt out anew every epoch."""
+
+    index: StreamIndex
+    transform: Transform
+    place: Placement = field(default_factory=Placement)
+
+    def count(self, split: str) -> int:
+        return int((self.index.rows.split == split).sum())
+
+    def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        local = _per_rank(batch_size, self.place.world)
+        counts = self.index.rows[self.index.rows.split == "train"].groupby("part").size()
+        order = np.random.default_rng([seed, epoch]).permutation(counts.index.to_numpy())
+        dealt = [order[r :: self.place.world] for r in range(self.place.world)]
+        steps = min(int(counts.loc[parts].sum()) for parts in dealt) // local  # the same on every rank
+        if len(order) < self.place.world:
+            raise BadInputError(
+                f"train has {len(order)} decoded parts, too few to stream to a trial's {self.place.world} workers: "
+                "set data.mode to memory, or lower sweep.workers"
+            )
+        shuffle: dict[str, Any] = {
+            "local_shuffle_buffer_size": _SHUFFLE_BUFFER_BATCHES * local,
+            "local_shuffle_seed": int(np.random.default_rng([seed, epoch, 1]).integers(2**31)),
+        }
+        batches = self._read(dealt[self.place.rank], "train", None, local, shuffle)
+        for step, arrays in zip(range(steps), batches, strict=False):
+            draws = Draws.draw(local, self.transform.data, (seed, epoch, step, self.place.rank))
+            yield self._batch(arrays, draws)
+
+    def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        rows = self.index.rows[self.index.rows.split == split].sort_values("id", kind="stable")
+        world = self.place.world
+        rows = rows.iloc[_chosen(split, len(rows), limit, seed, world)]
+        if world > 1:  # neighbours in one part go to one rank; a part at a border is read by two
+            rows = rows.sort_values("part", kind="stable")
+            rows = rows.iloc[np.array_split(np.arange(len(rows)), world)[self.place.rank]]
+        wanted = frozenset(rows.id) if limit is not None or world > 1 else None
+        for arrays in self._read(np.unique(rows.part.to_numpy()), split, wanted, EVALUATION_BATCH, {}):
+            yield self._batch(arrays, None)
+
+    def _read(
+        self, parts: np.ndarray, split: str, ids: frozenset[str] | None, size: int, shuffle: dict[str, Any]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        if len(parts) == 0:
+            return
+        dataset = ray.data.read_parquet(
+            [self.index.paths[p] for p in parts],
+            filesystem=self.index.folder.filesystem,
+            columns=[*_READ_COLUMNS, "split", *self.index.shapes],
+            ray_remote_args={"num_cpus": STREAM_TASK_CPUS},
+            override_num_blocks=len(parts),  # the shuffle below sees blocks: theirs must not follow the cluster's size
+        ).map_batches(
+            partial(_decode_wanted, split=split, ids=ids, shapes=self.index.shapes),
+            batch_format="pyarrow",
+            num_cpus=STREAM_TASK_CPUS,
+        )
+        options = dataset.context.execution_options
+        options.preserve_order = True  # the same order for the same seed
+        # what preflight set aside for one worker; without a limit Data takes the CPUs of other trials for free ones
+        options.resource_limits = ray.data.ExecutionResources(cpu=STREAM_WORKER_CPUS)
+        batches = dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2, **shuffle)
+        yield from cast(Iterator[dict[str, np.ndarray]], iter(batches))
+
+    def _batch(self, arrays: dict[str, np.ndarray], draws: Draws | None) -> Batch:
+        labels = torch.from_numpy(np.require(arrays["label"], requirements="W")).to(self.place.device)
+        inputs = self.transform(arrays, draws, self.place.device)
+        return Batch(inputs, labels, tuple(str(i) for i in arrays["id"]))
+
+
+def _decode_wanted(
+    table: pa.Table, split: str, ids: frozenset[str] | None, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    keep = np.asarray([s == split for s in table["split"].to_pylist()], dtype=bool)
+    if ids is not None:
+        keep &= np.asarray([i in ids for i in table["id"].to_pylist()], dtype=bool)
+    kept = table.filter(pa.array(keep))
+    return decode_rows(kept, shapes)
+
+
+def choose_mode(cache: ClipCache, data: DataConfig, store_bytes: int) -> tuple[str, str]:
+    """`memory` or `stream`, and a sentence that says why."""
+    size, room = cache.nbytes / 2**20, data.memory_share * store_bytes / 2**20
+    if data.mode != "auto":
+        return data.mode, f"data.mode is {data.mode} ({size:.0f} MiB decoded)"
+    mode = "memory" if size <= room else "stream"
+    verb = "fit" if mode == "memory" else "do not fit"
+    return mode, f"{size:.0f} MiB decoded {verb} in {room:.0f} MiB of the object store"

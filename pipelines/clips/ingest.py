@@ -1,0 +1,246 @@
+"""Clips on disk to Parquet, once: a Ray Data task a shard, a cache named by what made it, and a quarantine list.
+
+Costs about 20 ms a short clip and core; the second call with the same clips and settings opens what is there, and a
+call after a kill goes on with the missing shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crmt.errors import BadInputError, CRMTError
+from pipelines import sources as datasets
+from pipelines.clips.cache import (
+    CARD,
+    FORMAT,
+    QUARANTINE,
+    QUARANTINE_FILE,
+    ClipCache,
+    cache_key,
+    check_modalities,
+    load_cache,
+    standardised,
+)
+from pipelines.clips.rows import MODALITIES, add_clip, encode_row, meta_of, no_sums, present_column, schema_of
+from pipelines.config.paths import cache_root, clips_root
+from pipelines.config.schema import DataConfig
+from pipelines.decoding.clip import REASONS, DecodeError, decode_clip
+from pipelines.infra.storage import Folder, folder_at
+from pipelines.infra.tasks import Piece, only_one, run_pieces
+from pipelines.sources.index import SPLITS, ClipIndex
+
+RETRIED = {"unreadable", "timeout", "failed"}
+"""Reasons of the quarantine that may lie in the machine and not in the clip."""
+_SHARD_CLIPS = 64  # of one task and Parquet part: what a task holds does not grow with the set
+
+
+def look_ahead(data: DataConfig) -> ClipIndex | None:
+    """What can be known before Ray is started: that the cache can be reached, and the clip index (see datasets.check).
+
+    Raises:
+        BadInputError: a cache or lists that cannot be used.
+    """
+    index = datasets.check(data)
+    if data.cache is not None:
+        folder_at(data.cache).check()
+    return index
+
+
+def ingest(
+    index: ClipIndex,
+    data: DataConfig,
+    modalities: tuple[str, ...] = ("video", "audio"),
+    progress: bool = True,
+    retry: bool = False,
+) -> ClipCache:
+    """Decode every clip of `index` into a cache, or open the cache that the same clips and settings made before.
+
+    Needs a running Ray. A clip that cannot be decoded becomes a row of the quarantine, with its reason.
+
+    Args:
+        retry: decode once more the parts of the cache with a clip that the machine may have failed (`RETRIED`).
+
+    Raises:
+        CRMTError: more than `data.max_failure_share` of the clips have no file, of which none is then decoded, or
+            failed. What was decoded stays in the cache.
+        BadInputError: an unknown modality, one that no train clip has, or a class or a split of which no clip could be
+            decoded.
+    """
+    check_modalities(modalities)
+    _check_missing(index, data.max_failure_share)
+    modalities = tuple(m for m in MODALITIES if m in modalities)
+    key = cache_key(index, data, modalities)
+    folder = clips_root(data) / f"{index.name}-{key[:16]}"
+    if retry or not folder.has(CARD):
+        with only_one(_lock_folder(folder, data), str(folder)):
+            if retry:
+                _forget_failures(folder)
+            if not folder.has(CARD):
+                _build(folder, key, index, data, modalities, progress)
+    cache = load_cache(folder)
+    _check_failures(cache, index, data.max_failure_share)
+    return standardised(cache, data.audio)
+
+
+def _lock_folder(folder: Folder, data: DataConfig) -> Path:
+    """Where the lock of a set lies: in its folder, or for a remote one in a folder that stands for it on this machine.
+
+    So two machines can decode the same set into one remote cache at the same time. Each writes whole files, equal where
+    the clips decode alike: only a clip that runs into data.decode_timeout on one of them alone can be in a part and in
+    the quarantine.
+    """
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    return folder.local or cache_root(data) / "locks" / name
+
+
+def _build(
+    folder: Folder, key: str, index: ClipIndex, data: DataConfig, modalities: tuple[str, ...], progress: bool
+) -> None:
+    """Decode the shards that are not there yet, then write the quarantine and, last, cache.json."""
+    shards = _shards(index)
+    settings = {
+        "folder": str(folder),
+        "data": data.model_dump(mode="json"),
+        "modalities": list(modalities),
+    }
+    pieces, done = [], set(folder.names("part-*.json"))
+    for number, shard in enumerate(shards):
+        if _card_name(number) not in done:
+            pieces.append(Piece({**settings, "number": number, "clips": shard.to_dict("records")}, len(shard)))
+    run_pieces(pieces, _decode_shard, f"Decoding {index.name}", progress)
+    cards = [json.loads(text) for text in folder.read_all([_card_name(number) for number in range(len(shards))])]
+    quarantine = [row for card in cards for row in card["quarantine"]]
+    table = pd.DataFrame(quarantine, columns=list(QUARANTINE))
+    folder.write(QUARANTINE_FILE, table.to_csv(index=False).encode())
+    counts = {split: sum(c["decoded"] for c in cards if c["split"] == split) for split in SPLITS}
+    card = {
+        "key": key,
+        "format": FORMAT,
+        "name": index.name,
+        "classes": list(index.classes),
+        "modalities": {m: asdict(meta_of(m, data, [c["sums"][m] for c in cards])) for m in modalities},
+        "counts": counts,
+        "missing": {
+            m: {split: sum(c["missing"][m] for c in cards if c["split"] == split) for split in SPLITS}
+            for m in modalities
+        },
+        "clips_sha256": index.sha256,
+        "listing": index.listing.summary(),
+        "parts": len(shards),
+        "quarantine": quarantine,
+    }
+    folder.write(CARD, json.dumps(card, indent=1).encode())
+
+
+def _forget_failures(folder: Folder) -> None:
+    """Take the mark of being finished from every part with a clip that may succeed in a second attempt."""
+    names = folder.names("part-*.json")
+    cards = [json.loads(text) for text in folder.read_all(names)]
+    again = [n for n, card in zip(names, cards, strict=True) if RETRIED & {row["reason"] for row in card["quarantine"]}]
+    if again:
+        folder.remove(CARD)  # first: a set without some of its parts is not finished
+    for name in again:
+        folder.remove(name)
+
+
+def _shards(index: ClipIndex) -> list[pd.DataFrame]:
+    """The clips cut into shards of one split each: a reader of one split reads no other.
+
+    Those of train go by a hash of their ids. In the order of the index, whose ids often begin with the class, a shard
+    would be of one class, and so would most of a streamed training batch.
+    """
+    shards = []
+    for split in SPLITS:
+        clips = index.clips[index.clips["split"] == split]
+        if split == "train":
+            clips = clips.sort_values("id", key=lambda ids: ids.map(_hashed))
+        shards += [clips.iloc[i : i + _SHARD_CLIPS] for i in range(0, len(clips), _SHARD_CLIPS)]
+    return shards
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _card_name(number: int) -> str:
+    return f"part-{number:05d}.json"
+
+
+def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
+    """Decode one shard (a Ray Data task): write its Parquet part, then the card beside it that marks it finished."""
+    folder, modalities = folder_at(task["folder"]), tuple(task["modalities"])
+    data = DataConfig(**task["data"])
+    keep = data.missing_modality == "keep"
+    rows: list[dict[str, Any]] = []
+    quarantine: list[dict[str, str]] = []
+    sums = no_sums(modalities)
+    for clip in task["clips"]:
+        try:
+            decoded = decode_clip(
+                Path(clip["path"]), data.video, data.audio, data.decode_timeout, modalities, data.flow, keep
+            )
+        except DecodeError as error:
+            found = {"clip_id": clip["id"], "path": clip["path"], "split": clip["split"]}
+            quarantine.append({**found, "reason": error.reason, "detail": error.detail})
+            continue
+        if clip["split"] == "train":
+            add_clip(sums, decoded)
+        columns = encode_row(decoded, modalities, data.video.jpeg_quality)
+        rows.append({**{c: clip[c] for c in ("id", "label", "split", "group")}, **columns})
+    schema = schema_of(data, modalities)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    folder.write(f"part-{task['number']:05d}.parquet", buffer.getvalue())
+    split = task["clips"][0]["split"]
+    missing = {m: sum(not row[present_column(m)] for row in rows) for m in modalities}
+    card = {"split": split, "decoded": len(rows), "missing": missing, "quarantine": quarantine, "sums": sums}
+    folder.write(_card_name(task["number"]), json.dumps(card).encode())
+    return {}
+
+
+def by_reason(cache: ClipCache) -> str:
+    counts = cache.quarantine["reason"].value_counts()
+    return ", ".join(f"{counts[r]} {r}" for r in REASONS if r in counts)
+
+
+def _check_missing(index: ClipIndex, allowed: float) -> None:
+    missing = len(index.listing.missing)
+    if missing > allowed * len(index):
+        raise CRMTError(
+            f"{missing} of {len(index)} clips of {index.name} have no file; data.max_failure_share allows "
+            f"{allowed:.0%}. Nothing was decoded. ingest.py --check lists them: find them, or raise "
+            "data.max_failure_share"
+        )
+
+
+def _check_failures(cache: ClipCache, index: ClipIndex, allowed: float) -> None:
+    where = f"Each is listed in {cache.folder / QUARANTINE_FILE}"
+    retried = "; ingest.py --retry tries them again" * bool(RETRIED & set(cache.quarantine["reason"]))
+    if cache.failed > allowed * len(index):
+        raise CRMTError(
+            f"{cache.failed} of {len(index)} clips of {cache.name} could not be decoded ({by_reason(cache)}); "
+            f"data.max_failure_share allows {allowed:.0%}. {where}. Mend them{retried}, or raise data.max_failure_share"
+        )
+    bad = set(cache.quarantine["clip_id"])
+    good = index.clips[~index.clips["id"].isin(bad)]
+    for split in sorted(set(index.clips["split"])):
+        if not cache.counts[split]:
+            raise BadInputError(f"no clip of {cache.name}'s {split} split could be decoded. {where}{retried}")
+    for modality, missing in cache.missing.items():
+        if missing["train"] == cache.counts["train"]:
+            raise BadInputError(f"no train clip of {cache.name} has {modality}: leave it out of model.encoders")
+    learnt = set(good.loc[good["split"] == "train", "label"])
+    lost = [name for label, name in enumerate(cache.classes) if label not in learnt]
+    if lost:
+        raise BadInputError(
+            f"{len(lost)} classes of {cache.name} have no train clip that could be decoded, {lost[0]!r} first. {where}"
+        )

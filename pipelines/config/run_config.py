@@ -1,0 +1,261 @@
+"""The validated configuration of a run: reading it, overriding it by dotted path, and its search space."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from crmt.errors import BadInputError
+from crmt.methods import Method, create, method_class
+from pipelines.config.schema import (
+    METHOD_FIELDS,
+    AttackConfig,
+    CertifyConfig,
+    DataConfig,
+    ModelConfig,
+    Section,
+    SelectConfig,
+    SweepConfig,
+    TrainConfig,
+)
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "tune_configs"
+SHORTHANDS = ("choice", "grid", "uniform", "loguniform", "int")
+_SEARCHED = ("train.", "model.")  # not how trials are compared: a search would make its own task easy
+
+
+class RunConfig(Section):
+    """Everything that decides a run's numbers."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    select: SelectConfig = SelectConfig()
+    attack: AttackConfig = AttackConfig()
+    certify: CertifyConfig = CertifyConfig()
+    sweep: SweepConfig = SweepConfig()
+    search: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    """dotted path: {choice | grid | uniform | loguniform | int: [...]}."""
+
+    @model_validator(mode="after")
+    def _search_is_valid(self) -> RunConfig:
+        for path, space in self.search.items():
+            check_space(self, path, space)
+        for i, point in enumerate(self.sweep.start_with):
+            for path, value in point.items():
+                if path not in self.search:
+                    raise ValueError(f"sweep.start_with[{i}]: {path!r} is not in `search`")
+                if not _inside(self.search[path], value):
+                    space = self.search[path]
+                    raise ValueError(f"sweep.start_with[{i}]: {path} {value!r} lies outside its search entry {space}")
+        return self
+
+    def without_search(self) -> RunConfig:
+        """The same configuration of one trial: nothing searched."""
+        return self.fixing(self.search)
+
+    def training_method(self) -> Method:
+        """The method with its hyperparameters.
+
+        Raises:
+            BadInputError: no such method.
+        """
+        return create(self.train.method, **{name: getattr(self.train, name) for name in METHOD_FIELDS})
+
+    def resolved(self) -> RunConfig:
+        """The same configuration with the method's own defaults written out and other methods' fields null."""
+        method = self.training_method()
+        values = {f"train.{name}": getattr(method, name, None) for name in METHOD_FIELDS}
+        return with_values(self, values)
+
+    def fixing(self, paths: Iterable[str]) -> RunConfig:
+        """The same configuration with some fields no longer searched."""
+        fixed = set(paths)
+        left = {p: space for p, space in self.search.items() if p not in fixed}
+        points = [{p: v for p, v in point.items() if p not in fixed} for point in self.sweep.start_with]
+        sweep = self.sweep.model_copy(update={"start_with": [p for p in points if p]})
+        return self.model_copy(update={"search": left, "sweep": sweep})
+
+    def start_points(self) -> list[dict[str, Any]]:
+        """`sweep.start_with`, no point twice, each completed: by a field's own value or its method's default, or where
+        that is outside its search entry, by the entry's first."""
+
+        def own(path: str, space: dict[str, Any], method: str) -> Any:
+            value = value_at(self, path)
+            if value is None:
+                value = getattr(create(method), path.removeprefix("train."), None)
+            return value if _inside(space, value) else next(iter(space.values()))[0]
+
+        whole = []
+        for point in self.sweep.start_with:
+            method = point.get("train.method", self.train.method)
+            whole.append({path: own(path, space, method) for path, space in self.search.items()} | point)
+        effects = [effective_params(point.get("train.method", self.train.method), point) for point in whole]
+        return [point for i, point in enumerate(whole) if effects[i] not in effects[:i]]
+
+
+def effective_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The searched parameters, null where the method takes no notice of them."""
+    kind = method_class(method)
+    others = set(METHOD_FIELDS) - set(kind.parameters())
+    if not kind.step2:
+        others |= {p.removeprefix("train.") for p in params if p.startswith("train.step2.")}
+    return {p: None if p.removeprefix("train.") in others else v for p, v in params.items()}
+
+
+def field_paths(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every dotted path of the schema with its annotation."""
+    paths: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            paths.update(field_paths(annotation, f"{prefix}{name}."))
+        else:
+            paths[prefix + name] = annotation
+    return paths
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """` Did you mean ...?` for a name that is not in `valid`."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    tail = [v for v in valid if v.rpartition(".")[2] == name.rpartition(".")[2]]
+    best = tail[:1] or close
+    return f" Did you mean {best[0]!r}?" if best else f" Valid: {', '.join(valid)}."
+
+
+def _is_known(path: str, paths: dict[str, Any]) -> bool:
+    parent = path.rpartition(".")[0]
+    return path in paths or (parent in paths and _is_mapping(paths[parent]))
+
+
+def _is_mapping(annotation: Any) -> bool:
+    """Whether a field holds a mapping, perhaps among other things."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return any(_is_mapping(part) for part in get_args(annotation))
+    return get_origin(annotation) is dict
+
+
+def check_space(config: RunConfig, path: str, space: dict[str, Any]) -> None:
+    """Refuse a search entry with an unknown path, an unknown kind or values that the field does not admit."""
+    paths = field_paths()
+    if not _is_known(path, paths) or not path.startswith(_SEARCHED):
+        searchable = [p for p in paths if p.startswith(_SEARCHED)]
+        raise ValueError(f"search: {path!r} is not a field that can be searched.{nearest(path, searchable)}")
+    if len(space) != 1 or next(iter(space)) not in SHORTHANDS:
+        raise ValueError(f"search.{path}: give exactly one of {', '.join(SHORTHANDS)}, not {space}")
+    kind, values = next(iter(space.items()))
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"search.{path}.{kind}: give a list of values, not {values!r}")
+    if kind in ("uniform", "loguniform", "int"):
+        if len(values) != 2 or not all(isinstance(v, int | float) for v in values) or values[0] >= values[1]:
+            raise ValueError(f"search.{path}.{kind}: give [low, high] with low < high, not {values}")
+        if kind == "loguniform" and values[0] <= 0:
+            raise ValueError(f"search.{path}.loguniform: low must be above 0, not {values[0]}")
+    if kind in ("uniform", "loguniform"):  # a value between them: whole numbers alone are `int`
+        values = [*values, values[0] + 0.618 * (values[1] - values[0])]
+    plain = config.without_search()
+    for value in values:
+        with_values(plain, {path: value})
+
+
+def _inside(space: dict[str, Any], value: Any) -> bool:
+    """Whether a search entry can give `value`."""
+    kind, values = next(iter(space.items()))
+    if kind in ("choice", "grid"):
+        return value in values
+    return isinstance(value, int | float) and values[0] <= value <= values[1]
+
+
+def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """A copy of `config` with fields set by dotted path, validated again.
+
+    Raises:
+        BadInputError: a path or a value that the schema does not admit.
+    """
+    raw = config.model_dump(mode="json")
+    paths = field_paths()
+    for path, value in values.items():
+        if not _is_known(path, paths):
+            raise BadInputError(f"unknown configuration field {path!r}.{nearest(path, list(paths))}")
+        node = raw
+        *parents, leaf = path.split(".")
+        for part in parents:
+            node = node[part]
+        node[leaf] = value
+    return parse(raw, "the configuration")
+
+
+def value_at(config: RunConfig, path: str) -> Any:
+    """The value of a field by its dotted path."""
+    node: Any = config.model_dump(mode="json")
+    for part in path.split("."):
+        node = node[part]
+    return node
+
+
+def parse(raw: Any, source: str) -> RunConfig:
+    """Validate a plain mapping; the error names the field and the nearest valid name."""
+    if not isinstance(raw, dict):
+        raise BadInputError(f"{source}: expected sections such as `train:`, found {type(raw).__name__}")
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise BadInputError(f"{source}: {_one_line(error)}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown field {path!r}.{nearest(path, list(field_paths()))}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = f", not {first['input']!r}" if path and not isinstance(first["input"], dict) else ""
+    return f"{path}: {message}{shown}{more}" if path else f"{message}{more}"
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML configuration and apply `--set path=value` overrides (values are YAML).
+
+    A field that is set is no longer searched.
+
+    Raises:
+        BadInputError: missing or malformed file, unknown field, value out of range.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        valid = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
+        raise BadInputError(f"no configuration {path}. Data sets with one: {', '.join(valid)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise BadInputError(f"{path} cannot be read: {reason}") from None
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    config, values = parse(raw, str(path)), parse_overrides(overrides or [])
+    return with_values(config.fixing(values), values)
+
+
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    """`["train.lr=0.1"]` to `{"train.lr": 0.1}`."""
+    values: dict[str, Any] = {}
+    for item in overrides:
+        path, separator, text = item.partition("=")
+        if not separator:
+            raise BadInputError(f"--set {item!r}: write it as path=value, for example --set train.lr=0.05")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise BadInputError(f"--set {item!r}: the value is not valid YAML") from None
+        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        values[path.strip()] = value
+    return values

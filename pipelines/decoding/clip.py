@@ -1,0 +1,92 @@
+"""One clip on disk to frames, flow and a spectrogram: decord, OpenCV, ffmpeg and librosa, every failure typed.
+
+Costs about 20 ms for a one-second clip of 32 × 32 pixels, 100 ms for ten seconds of ordinary web video, on one core.
+Nothing here knows of Ray. The decoders are imported on first use: reading a finished cache does not pay for them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config.schema import AudioConfig, FlowConfig, VideoConfig
+from pipelines.decoding.container import check_file, check_lengths, check_limits, open_container, seekable
+from pipelines.decoding.errors import REASONS, DecodeError
+from pipelines.decoding.frames import frame_process, read_frames
+from pipelines.decoding.sound import spectrogram
+
+__all__ = ["REASONS", "DecodeError", "DecodedClip", "decode_clip"]
+
+_PICTURES = ("video", "flow")
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """One clip; a modality that was not asked for, or that the clip lacks and may lack, is None.
+
+    `frames`: uint8 (F, H, W, 3), RGB, F = video.frames · video.candidates, segment by segment, H = W = video.size.
+    `audio`: float16 of the shape audio.shape, not standardised over the data set.
+    `flow`: uint8 (F, 2, H, W), motion to the right and down from each frame to the clip's next; 128 is none.
+    """
+
+    frames: NDArray[np.uint8] | None
+    audio: NDArray[np.float16] | None
+    flow: NDArray[np.uint8] | None = None
+
+
+def decode_clip(
+    path: Path,
+    video: VideoConfig,
+    audio: AudioConfig,
+    timeout: float,
+    modalities: tuple[str, ...] = ("video", "audio"),
+    flow: FlowConfig | None = None,
+    keep_incomplete: bool = False,
+) -> DecodedClip:
+    """Decode one clip.
+
+    Args:
+        path: the clip; any name, also with blanks or leading dashes.
+        timeout: seconds. When they are over, whichever process is at work on the clip is killed.
+        modalities: which of `video`, `audio` and `flow` to decode; others may be absent from the file.
+        flow: how flow is computed; its defaults when left out.
+        keep_incomplete: a clip without a stream for some of `modalities`, but not for all, is no failure.
+
+    Raises:
+        DecodeError: with one of REASONS.
+    """
+    pictures = tuple(m for m in _PICTURES if m in modalities)
+    frame_process(os.getpid()).start()  # once a process; the clip's time has not begun
+    deadline = time.monotonic() + timeout
+    path = Path(path).absolute()
+    check_file(path)
+    wants_audio = "audio" in modalities
+    # ffmpeg goes first, also for video alone: it declares the size, and its format list keeps decord from playlists.
+    container = open_container(path, audio.sample_rate, audio.seconds if wants_audio else 0.001, deadline)
+    check_limits(container, video)
+    lacks_picture, lacks_sound = not container.has_video, not container.has_audio
+    partial = keep_incomplete and pictures and wants_audio and not (lacks_picture and lacks_sound)
+    if pictures and lacks_picture and not partial:
+        raise DecodeError("no_video", "the file has no video stream")
+    if wants_audio and lacks_sound and not partial:
+        raise DecodeError("no_audio", "the file has no audio stream")
+    if pictures and not lacks_picture and container.pixels is None:
+        raise DecodeError("failed", "the size of the picture cannot be read, or is beyond what ffmpeg accepts")
+    wants_audio = wants_audio and container.has_audio
+    if wants_audio and not len(container.waveform):
+        raise DecodeError("failed", f"no sound could be decoded: {container.message}")
+    if not np.isfinite(container.waveform).all():
+        raise DecodeError("failed", "the decoded sound has values that are not finite")
+    frames, video_end = None, None
+    if container.pixels is not None:
+        with seekable(path, container, deadline) as source:
+            frames = read_frames(source, video, flow or FlowConfig(), deadline, container.video_start, pictures)
+        video_end = frames.end
+    check_lengths(path, container, video_end, audio.seconds if wants_audio else None, deadline)
+    sound = spectrogram(container.waveform, audio) if wants_audio else None
+    return DecodedClip(frames.video if frames else None, sound, frames.flow if frames else None)

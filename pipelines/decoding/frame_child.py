@@ -1,0 +1,186 @@
+"""The child process that opens clips with decord: one request a line on stdin, one answer on stdout, until stdin ends.
+
+A native decoder can hang inside one call or crash on a hostile file. Here it does so without harm: the parent
+(frames.py) kills the process and starts another. It starts in about 0.3 s: nothing here imports torch or Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import decord
+import numpy as np
+from decord.base import DECORDError
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.decoding.flow import flow_between
+
+MEMORY = 6 * 2**30
+"""Bytes of address space: libraries take 0.5 GiB, frames of the largest size 0.3 GiB more; some codecs keep many."""
+_ALARM_AFTER = 5.0
+_VARIABLE = 0.5  # in mean frames: a frame that starts so far from an even grid makes the frame rate a variable one
+_ROUNDING = 1e-4
+_LONGEST = 1e9  # seconds; decord gives a frame without a time one of -9.2e15
+_FRAME_ERRORS = (DECORDError, RuntimeError, AssertionError, IndexError, StopIteration, ValueError, MemoryError, OSError)
+
+
+class RefusedError(Exception):
+    """A clip that is not decoded: a reason, and what was seen."""
+
+
+def frame_indices(length: int, segments: int, candidates: int) -> NDArray[np.int64]:
+    """Frames to take of `length`: the middles of `candidates` equal parts of each of `segments` equal segments."""
+    count = segments * candidates
+    return ((np.arange(count) + 0.5) * length / count).astype(np.int64)
+
+
+def frames_by_time(stamps: NDArray[np.floating], segments: int, candidates: int) -> NDArray[np.int64]:
+    """The same of frames that start and end at `stamps` (N, 2): by number where they are even, else those that are
+    on screen at the middles of equal parts of the clip's time.
+    """
+    length, count = len(stamps), segments * candidates
+    starts = np.maximum.accumulate(stamps[:, 0]) - stamps[0, 0]
+    span = max(float(stamps[-1, 1] - stamps[0, 0]), float(starts[-1]) * length / max(length - 1, 1))
+    even = np.arange(length) * span / length
+    if not 0 < span < _LONGEST or np.abs(starts - even).max() <= _VARIABLE * span / length:
+        return frame_indices(length, segments, candidates)
+    middles = (np.arange(count) + 0.5) * span / count
+    return np.maximum(np.searchsorted(starts, middles, side="right") - 1, 0)
+
+
+def hidden_frames(stamps: NDArray[np.floating], keys: Sequence[int]) -> int:
+    """How many frames at the start decord counts and never gives: those that an edit list leaves out, which lie before
+    0, and those before the first key frame. Both are there in a clip that was cut without decoding it. Past its end
+    decord gives the last frame again and again.
+    """
+    starts = stamps[:, 0]
+    early = int(np.searchsorted(starts, -_ROUNDING)) if starts[0] > -_LONGEST else 0
+    hidden = max(early, keys[0] if len(keys) else 0)
+    return hidden if hidden < len(stamps) else 0
+
+
+def unpadded(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) of a frame of decord.
+
+    decord2 3.4.0 takes a row's padded length for its number of channels where the first is a multiple of the
+    width (32, 48, 96, 144 ... pixels): 32 × 32 arrives as (32, 32, 6), padding and all. (get_batch raises there.)
+    """
+    height, width, channels = frame.shape
+    if channels == 3:
+        return frame
+    return frame.reshape(height, width * channels)[:, : width * 3].reshape(height, width, 3)
+
+
+def square(frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize the short side to `size` (bilinear, antialiased) and cut the centre."""
+    height, width = frame.shape[:2]
+    if (height, width) == (size, size):
+        return frame
+    scale = size / min(height, width)
+    new_width, new_height = max(size, round(width * scale)), max(size, round(height * scale))
+    # the resized image is cut while it is made: a strip of 1 × 10,000,000 pixels would else become a huge one
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    if new_width * new_height <= 16 * size * size:
+        resized = Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BILINEAR)
+        return np.asarray(resized)[top : top + size, left : left + size]
+    across, down = width / new_width, height / new_height
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def end_of(first: NDArray[np.floating], last: NDArray[np.floating], count: int, start: float) -> float:
+    """Seconds at which the last frame ends, in a clip whose picture sets in at `start`.
+
+    decord counts from the picture's start where it knows that, else from the clip's. FLV gives the last frame no
+    duration: it lasts as long as the mean one.
+    """
+    span = max(float(last[1] - first[0]), float(last[0] - first[0]) * count / max(count - 1, 1))
+    return max(float(first[0]), start) + span
+
+
+def read_clip(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    """What one request asks for: the second at which the last frame ends, and the arrays of `wanted`, in that order.
+
+    `video`: (F, size, size, 3). `flow`: (F, 2, size, size), from each of those frames to the one that follows.
+    """
+    reader = decord.VideoReader(request["path"], num_threads=1)
+    length = len(reader)
+    if length > request["max_frames"]:
+        raise RefusedError("too_long", f"{length} frames, limit {request['max_frames']}")
+    stamps = np.asarray(reader.get_frame_timestamp(list(range(length))), float)
+    header = {"end": end_of(stamps[0], stamps[-1], length, request["start"])}
+    if not request["wanted"]:
+        return header, []
+    stamps = stamps[hidden_frames(stamps, reader.get_key_indices()) :]
+    length = len(stamps)
+    indices = frames_by_time(stamps, request["segments"], request["candidates"]).tolist()
+    firsts = [max(min(i, length - 2), 0) for i in indices]
+    needed = set(indices) | ({j for i in firsts for j in (i, min(i + 1, length - 1))} if request["flow"] else set())
+    squares = _squares(reader, needed, request)
+    arrays = {"video": np.stack([squares[i] for i in indices])}
+    if request["flow"]:
+        pairs = {i: (squares[i], squares[min(i + 1, length - 1)]) for i in firsts}
+        motion = {i: flow_between(*pair, bound=request["flow"]["bound"]) for i, pair in pairs.items()}
+        arrays["flow"] = np.stack([motion[i] for i in firsts])
+    return header, [arrays[name] for name in request["wanted"]]
+
+
+def _squares(reader: Any, needed: set[int], request: dict[str, Any]) -> dict[int, NDArray[np.uint8]]:
+    """The frames of these numbers. All before them are decoded: decord's seeking gives other frames of some clips (open
+    groups of pictures, B-frames in AVI) and says nothing; it would save a third of the time."""
+    squares = {}
+    for number in range(max(needed) + 1):
+        picture = reader.next()
+        if number in needed:
+            frame = unpadded(picture.asnumpy())
+            height, width = frame.shape[:2]
+            if height * width > request["max_pixels"]:  # a stream may change its size on the way
+                raise RefusedError("too_large", f"{width} × {height} pixels, limit {request['max_pixels']}")
+            squares[number] = square(frame, request["size"])
+    return squares
+
+
+def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    try:
+        return read_clip(request)
+    except RefusedError as error:
+        return {"reason": error.args[0], "detail": error.args[1]}, []
+    except _FRAME_ERRORS as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return {"reason": "failed", "detail": " ".join(lines[0].split())[:200] if lines else repr(error)}, []
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer every request: a line of JSON with the arrays' shapes, then their bytes."""
+    answers.write(b"{}\n")  # ready
+    answers.flush()
+    for line in requests:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, request["seconds"] + _ALARM_AFTER)  # should the parent have died
+        header, arrays = _answer(request)
+        answers.write(json.dumps({**header, "shapes": [a.shape for a in arrays]}).encode() + b"\n")
+        for array in arrays:
+            answers.write(np.ascontiguousarray(array).data)
+        answers.flush()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limits = [x for x in resource.getrlimit(resource.RLIMIT_AS) if x != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([MEMORY, *limits]),) * 2)
+    decord.logging.set_level(decord.logging.QUIET)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

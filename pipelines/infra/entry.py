@@ -1,0 +1,24 @@
+"""How `python pipelines/NAME.py` becomes the module `pipelines.NAME`. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+
+def run_as_module(file: str) -> NoReturn:
+    """Run `main` of a command that was started as a file, and exit with the code that it returns.
+
+    Python puts a script's folder first on the import path, in this process and through Ray in every worker; there
+    our own `sources` or `config` would hide packages of other people that a user's encoder imports. The command also
+    runs under its real name, so that pickles name the module and not `__main__`.
+
+    Args:
+        file: `__file__` of the command, in the folder `pipelines`.
+    """
+    folder = Path(file).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != folder]
+    sys.path.append(str(folder.parent))
+    sys.exit(import_module(f"pipelines.{Path(file).stem}").main())

@@ -1,0 +1,411 @@
+"""What a report is made of: the tables of a run, its provenance, the best trials, one row a trial."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest, norm
+
+from pipelines.reporting.names import (
+    COLUMN_OF,
+    JOINT,
+    PRODUCT,
+    attacks_in_order,
+    certificate_name,
+    certificates_in_order,
+    json_object,
+    methods_in_order,
+)
+from pipelines.runs.results import TABLES, ResultsStore, open_store
+
+BUDGETS_SHOWN = 3
+DEFAULT_SPACES = {
+    "video": "pixels in [0, 1]",
+    "audio": "standardised log-mel",
+    "flow": "flow in [0, 1]",
+}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A number with its 95 % interval (NaN where there is none) and the count behind it (0 where unknown)."""
+
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    n: int = 0
+
+    @property
+    def has_interval(self) -> bool:
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+
+MISSING = Share(np.nan)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything that the figures and the page read."""
+
+    run: Path
+    provenance: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    parts: dict[str, dict[str, pd.DataFrame]]
+    """table: trial_id: its rows. A big run has millions of radii; each look-up must not scan them all."""
+    summary: pd.DataFrame
+    """One row a trial, best first (see `summary`)."""
+    best: dict[str, str]
+    """method: trial_id, chosen on validation; the methods in the order in which the page shows them."""
+    modalities: list[str]
+    certificates: list[str]
+    """Kinds of radii that occur, the estimate first."""
+    attacks: list[str]
+    """Attacks that ran, the strongest first."""
+    attack: str
+    """The one of the headline, in tables and tiles: `auto` where it ran, else PGD, else the strongest there is."""
+    budgets: list[float]
+    """Joint ℓ2 budgets of that attack, ascending."""
+    headline: float | None
+    """The budget of the headline: the one that the trials were selected by, or else the middle one."""
+    chance: float | None
+
+    @property
+    def selected_by(self) -> str:
+        """What hyperparameters were chosen by, in words: `robust accuracy`; empty where no trial says it."""
+        names = sorted({str(n).removeprefix("val_") for n in self.tables["trials"].selected_by.dropna()})
+        return ", ".join(names).replace("_", " ")
+
+    def column(self, epsilon: float) -> str:
+        """The summary's column of accuracy under the headline's attack."""
+        return f"{self.attack}_joint_{epsilon:g}"
+
+    def trial(self, trial_id: str) -> pd.Series:
+        """Its row in the table of trials."""
+        return self.of("trials", trial_id).iloc[-1]
+
+    def space_of(self, ball: str) -> str:
+        """`video: pixels in [0, 1]; audio: standardised log-mel`, or one modality's part of it."""
+        given = self.provenance.get("spaces")
+        spaces = given if isinstance(given, dict) else {}
+        names = self.modalities if ball in (JOINT, PRODUCT) else [ball]
+        known = [(m, spaces.get(m) or DEFAULT_SPACES.get(m)) for m in names]
+        if not all(space for _, space in known):
+            curves = self.tables["curves"]
+            return next(iter(sorted(distinct(curves[curves.ball == ball].space))), "")
+        return "; ".join(f"{m}: {space}" for m, space in known if space)
+
+    def of(self, table: str, trial_id: str) -> pd.DataFrame:
+        """The rows of one trial."""
+        return self.parts[table].get(trial_id, self.tables[table].iloc[:0])
+
+    def metric(
+        self,
+        trial_id: str,
+        name: str,
+        modality: str | None = None,
+        stage: str | None = None,
+        split: str = "test",
+        certificate: str | None = None,
+    ) -> Share:
+        """One number of the metrics table; the final stage unless `stage` is given."""
+        rows = self.of("metrics", trial_id)
+        rows = rows[(rows["name"] == name) & (rows.split == split)]
+        rows = rows[_same(rows.modality, modality) & _by(rows.certificate, certificate)]
+        return _share(rows[rows.stage == stage] if stage else final_rows(rows))
+
+    def attacked(
+        self, trial_id: str, epsilon: float, ball: str = JOINT, attack: str | None = None, stage: str | None = None
+    ) -> Share:
+        """Accuracy under an ℓ2 attack, that of the headline unless given, at one budget."""
+        rows = self.of("curves", trial_id)
+        rows = rows[(rows.attack == (attack or self.attack)) & (rows.ball == ball)]
+        rows = rows[(rows.norm == "l2") & np.isclose(rows.epsilon.astype(float), epsilon)]
+        rows = rows[rows.stage == stage] if stage else final_rows(rows)
+        return _share(rows.rename(columns={"accuracy": "value"}))
+
+    def radii(self, trial_id: str, certificate: str, ball: str = JOINT) -> pd.DataFrame:
+        """Rows of the radii table, final stage."""
+        rows = final_rows(self.of("radii", trial_id))
+        return rows[(rows.certificate == certificate) & (rows.ball == ball)]
+
+    def mean_radius(self, trial_id: str, certificate: str = "estimate", ball: str = JOINT) -> Share:
+        """Mean over the test clips (0 where the prediction is wrong) with a normal 95 % interval."""
+        radius = self.radii(trial_id, certificate, ball).radius.astype(float)
+        radius = radius[np.isfinite(radius)]
+        if len(radius):
+            half = norm.ppf(0.975) * radius.std(ddof=1) / np.sqrt(len(radius)) if len(radius) > 1 else np.nan
+            mean = float(radius.mean())
+            return Share(mean, max(mean - half, 0.0), mean + half, len(radius))
+        return self.metric(trial_id, "mean_radius", None if ball == JOINT else ball, certificate=certificate)
+
+    def audit(self, trial_id: str, certificate: str = "estimate", ball: str = JOINT) -> tuple[int, int] | None:
+        """(violations, audited clips); None where nothing was audited."""
+        rows = self.radii(trial_id, certificate, ball)
+        audited = rows[_true(rows.audited)]
+        if len(audited):
+            return int(_true(audited.violated).sum()), len(audited)
+        modality = None if ball == JOINT else ball
+        found = self.metric(trial_id, "audit_violations", modality, certificate=certificate)
+        return (round(found.value), found.n) if np.isfinite(found.value) and found.n else None
+
+    def allowed(self, trial_id: str, certificate: str, ball: str = JOINT, stage: str | None = None) -> int:
+        """The most violations of a sound certificate that chance explains: 0 but in randomised smoothing."""
+        modality = None if ball == JOINT else ball
+        value = self.metric(trial_id, "audit_allowed", modality, stage, certificate=certificate).value
+        return round(value) if np.isfinite(value) else 0
+
+    def abstained(self, trial_id: str, certificate: str = "smoothing") -> tuple[int, int] | None:
+        """(clips on which the classifier abstained, clips); None without radii."""
+        rows = self.radii(trial_id, certificate)
+        return (int((rows.predicted == -1).sum()), len(rows)) if len(rows) else None
+
+    def rests_on(self, trial_id: str, certificate: str) -> dict[str, Any]:
+        """What the radii of a trial rest on: samples of τ̂, constants, σ, the attack of the audit."""
+        found = self.radii(trial_id, certificate).settings.dropna()
+        return json_object(found.iloc[0]) if len(found) else {}
+
+    def certificate_name(self, certificate: str) -> str:
+        """`estimated`, `certified`, `certified (99.9 %, smoothing)`."""
+        found = self.tables["radii"]
+        texts = found[found.certificate == certificate].settings.dropna().unique()
+        alphas = {json_object(text).get("alpha") for text in texts}
+        alpha = alphas.pop() if len(alphas) == 1 else None
+        return certificate_name(certificate, alpha if isinstance(alpha, float) else None)
+
+
+def _same(column: pd.Series, modality: str | None) -> pd.Series:
+    return (column.isna() | (column == JOINT)) if modality is None else column == modality
+
+
+def _by(column: pd.Series, certificate: str | None) -> pd.Series:
+    # older runs had the estimate alone and did not say so
+    return (
+        column.isna()
+        if certificate is None
+        else (column == certificate) | (column.isna() & (certificate == "estimate"))
+    )
+
+
+def _true(column: pd.Series) -> pd.Series:
+    return column.fillna(False).astype(bool)
+
+
+def _share(rows: pd.DataFrame) -> Share:
+    if rows.empty:
+        return MISSING
+    row = rows.iloc[-1]
+    n = 0 if pd.isna(row["n"]) else int(row["n"])
+    return Share(float(row["value"]), float(row["low"]), float(row["high"]), n)
+
+
+def final_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the stage whose model is saved."""
+    return rows[_true(rows["final"])]
+
+
+def wilson(count: int, n: int) -> Share:
+    """A share with its 95 % Wilson interval."""
+    if n == 0:
+        return MISSING
+    interval = binomtest(count, n).proportion_ci(method="wilson")
+    return Share(count / n, float(interval.low), float(interval.high), n)
+
+
+def accuracy_from_radii(rows: pd.DataFrame, epsilons: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Share of clips that are predicted right with radius ≥ ε, for each ε."""
+    right = (rows.predicted == rows.label) & rows.radius.notna()
+    radius = np.sort(rows.radius[right].to_numpy(dtype=float))
+    at_least = len(radius) - np.searchsorted(radius, np.asarray(epsilons, dtype=float), side="left")
+    return at_least / max(len(rows), 1)
+
+
+def params_of(text: Any) -> dict[str, Any]:
+    """The searched parameters of a trial from their JSON; empty where it cannot be read."""
+    return json_object(text)
+
+
+def short_name(path: str) -> str:
+    """`train.rho` to `ρ`."""
+    leaf = path.rpartition(".")[2]
+    return {"rho": "ρ", "lr": "learning rate"}.get(leaf, leaf.replace("_", " "))
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """`ρ 2.1, lr 0.05`: without the method, which has a column of its own, and without what has no effect."""
+    shown = {k: v for k, v in params.items() if not k.endswith("method") and v is not None}
+    names = {k: short_name(k).replace("learning rate", "lr") for k in shown}
+    return ", ".join(f"{names[k]} {format_value(v)}" for k, v in shown.items())
+
+
+def format_value(value: Any) -> str:
+    """Three significant digits where it is a float."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def few(budgets: Sequence[float], middle: float | None) -> list[float]:
+    """Up to three budgets for a table: the headline's and one on either side of it."""
+    values = sorted(budgets)
+    if len(values) <= BUDGETS_SHOWN or middle is None:
+        return values[:BUDGETS_SHOWN]
+    i = min(max(values.index(middle), 1), len(values) - 2)
+    below, above = (i - 1) // 2 if i > 2 else i - 1, i + max(1, (len(values) - 1 - i) // 2)
+    return [values[below], values[i], values[above]]
+
+
+def load_run(run: Path) -> RunData:
+    """Read a run folder.
+
+    Raises:
+        BadInputError: `run` is not the folder of a run.
+    """
+    store = open_store(run)
+    return from_store(store, run=Path(run), provenance=_read_provenance(Path(run) / "run.json"))
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    # a run that was killed early has no run.json, or half of one: the numbers are still worth a page
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> RunData:
+    """Gather what a report needs from a results store."""
+    tables = {name: store.read(name) for name in TABLES}
+    trials, curves = tables["trials"], tables["curves"]
+    joint = curves[(curves.ball == JOINT) & (curves.norm == "l2") & curves.epsilon.notna()]
+    attacks = attacks_in_order(distinct(curves.attack))
+    strongest = [a for a in attacks_in_order(distinct(joint.attack)) if a != "noise"]
+    attack = strongest[0] if strongest else "pgd"
+    joint = joint[joint.attack == attack]
+    budgets = sorted(float(e) for e in joint.epsilon.dropna().unique())
+    bare = RunData(
+        run=run,
+        provenance=provenance,
+        tables=tables,
+        parts={name: _by_trial(table) for name, table in tables.items()},
+        summary=pd.DataFrame(),
+        best=_best(trials),
+        modalities=_modalities(tables),
+        certificates=_certificates(tables),
+        attacks=attacks,
+        attack=attack,
+        budgets=budgets,
+        headline=_headline(trials, budgets),
+        chance=_chance(provenance, tables["radii"]),
+    )
+    return replace(bare, summary=_summary(bare))
+
+
+def _by_trial(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {str(k): rows for k, rows in table.groupby("trial_id")} if "trial_id" in table else {}
+
+
+def distinct(column: pd.Series) -> set[str]:
+    """The values that occur, without nulls."""
+    return {str(v) for v in column.dropna().unique()}
+
+
+def _certificates(tables: dict[str, pd.DataFrame]) -> list[str]:
+    return certificates_in_order(distinct(tables["radii"].certificate) | distinct(tables["metrics"].certificate))
+
+
+def _modalities(tables: dict[str, pd.DataFrame]) -> list[str]:
+    columns = (tables["metrics"].modality, tables["curves"].ball, tables["radii"].ball)
+    found = set[str]().union(*(distinct(c) for c in columns)) - {JOINT, PRODUCT}
+    return [m for m in DEFAULT_SPACES if m in found] + sorted(found - set(DEFAULT_SPACES))
+
+
+def _best(trials: pd.DataFrame) -> dict[str, str]:
+    """Best trial of each method by validation metric: a finished one if there is one, else a stopped one."""
+    found: dict[str, str] = {}
+    for method in methods_in_order(distinct(trials.method)):
+        rows = trials[trials.method == method]
+        done = rows[rows.status == "finished"]
+        done = done if len(done) else rows[(rows.status == "stopped") & rows.selected_value.notna()]
+        if len(done):
+            ranked = done.sort_values(["selected_value", "trial_id"], ascending=[False, True])
+            found[method] = str(ranked.trial_id.iloc[0])
+    return found
+
+
+def _headline(trials: pd.DataFrame, budgets: list[float]) -> float | None:
+    if not budgets:
+        return None
+    for text in trials.config.dropna():
+        select = params_of(text).get("select")
+        epsilon = select.get("epsilon") if isinstance(select, dict) else None
+        near = [b for b in budgets if isinstance(epsilon, int | float) and np.isclose(b, epsilon)]
+        if near:
+            return near[0]
+    return budgets[(len(budgets) - 1) // 2]
+
+
+def _chance(provenance: dict[str, Any], radii: pd.DataFrame) -> float | None:
+    classes = provenance.get("classes")
+    count = len(classes) if isinstance(classes, list | dict) else classes
+    if not isinstance(count, int) or count < 1:
+        count = radii.label.nunique()
+    return 1 / count if count else None
+
+
+def summary(store: ResultsStore) -> pd.DataFrame:
+    """One row a trial, best first, with the numbers of its final stage on the test split.
+
+    Columns: trial_id, method, status, params (JSON), seed, epochs, seconds, selected_by, selected_value,
+    clean_accuracy, unimodal_accuracy_<modality>, missing_accuracy_<modality>, <attack>_joint_<epsilon> of the
+    headline's attack (auto, else pgd), then for every certificate with c = estimated | certified | smoothed:
+    <c>_mean_radius, <c>_mean_radius_<modality>, <c>_violations, <c>_audited (of the joint ball), and for smoothing
+    smoothed_violations_allowed, smoothed_abstained; step2_harmful; error. Shares lie in [0, 1]; NaN where a trial
+    has no such number.
+    """
+    return from_store(store, run=store.root.parent, provenance={}).summary
+
+
+def _summary(data: RunData) -> pd.DataFrame:
+    trials = data.tables["trials"]
+    rows = [_summary_row(data, trial) for _, trial in trials.iterrows()]
+    table = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["trial_id", "method", "status", "params"])
+    if not rows:
+        return table
+    rank = table.status.map({"finished": 0, "stopped": 1, "running": 2, "failed": 3}).fillna(4)
+    order = pd.DataFrame({"rank": rank, "value": -table.selected_value.astype(float), "id": table.trial_id})
+    return table.loc[order.sort_values(["rank", "value", "id"]).index].reset_index(drop=True)
+
+
+def _summary_row(data: RunData, trial: pd.Series) -> dict[str, Any]:
+    trial_id = str(trial.trial_id)
+    kept = ("method", "status", "params", "seed", "epochs", "seconds", "selected_by", "selected_value")
+    row: dict[str, Any] = {"trial_id": trial_id, **{k: trial[k] for k in kept}}
+    row["clean_accuracy"] = data.metric(trial_id, "clean_accuracy").value
+    for name in ("unimodal_accuracy", "missing_accuracy"):
+        for m in data.modalities:
+            row[f"{name}_{m}"] = data.metric(trial_id, name, m).value
+    for epsilon in data.budgets:
+        row[data.column(epsilon)] = data.attacked(trial_id, epsilon).value
+    for certificate in data.certificates or ["estimate"]:
+        prefix = COLUMN_OF.get(certificate, certificate)
+        row[f"{prefix}_mean_radius"] = data.mean_radius(trial_id, certificate).value
+        for m in data.modalities:
+            row[f"{prefix}_mean_radius_{m}"] = data.mean_radius(trial_id, certificate, m).value
+        violations, audited = data.audit(trial_id, certificate) or (np.nan, np.nan)
+        row[f"{prefix}_violations"], row[f"{prefix}_audited"] = violations, audited
+        if certificate == "smoothing":
+            abstained = data.abstained(trial_id)
+            row["smoothed_violations_allowed"] = data.allowed(trial_id, certificate) if audited > 0 else np.nan
+            row["smoothed_abstained"] = abstained[0] if abstained else np.nan
+    row["step2_harmful"] = data.metric(trial_id, "step2_harmful", split="validation").value
+    return {**row, "error": trial["error"]}
+
+
+def has_product(data: RunData) -> bool:
+    """Whether a budget grid was attacked."""
+    return bool((data.tables["curves"].ball == PRODUCT).any())

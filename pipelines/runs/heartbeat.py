@@ -1,0 +1,55 @@
+"""What a trial says while it runs: its phase and progress, read by the live table."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_SECONDS = 0.5
+
+
+@dataclass
+class Heartbeat:
+    """A small file that says what a trial is doing; the live table reads it. Written at most every half second."""
+
+    path: Path
+    last: float = field(default=0.0, init=False)
+    phase: str = field(default="", init=False)
+
+    def __call__(self, phase: str, fraction: float, **extra: Any) -> None:
+        now = time.monotonic()
+        if phase == self.phase and now - self.last < HEARTBEAT_SECONDS and fraction < 1:
+            return
+        self.last, self.phase = now, phase
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")  # a killed sweep's trial may still write for a while
+        temporary.write_text(json.dumps({"phase": phase, "fraction": fraction, "time": time.time(), **extra}))
+        temporary.replace(self.path)
+
+
+def heartbeat_path(run: Path, trial_id: str) -> Path:
+    """Where a trial's heartbeat lies."""
+    return run / "live" / f"{trial_id}.json"
+
+
+def _report_path(run: Path, trial_id: str) -> Path:
+    return run / "live" / f"{trial_id}.report.json"
+
+
+def _note_report(run: Path, trial_id: str, metrics: Mapping[str, Any]) -> None:
+    path = _report_path(run, trial_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(metrics)))
+
+
+def last_report(run: Path, trial_id: str) -> dict[str, Any]:
+    """What a trial reported last; Ray's own result forgets reports that came without a checkpoint. Empty: nothing."""
+    try:
+        return dict(json.loads(_report_path(run, trial_id).read_text()))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,195 @@
+"""The folder of a run: its name, its provenance (`run.json`), and where everything in it lies."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from crmt.errors import BadInputError
+from crmt.modality import Modality
+from pipelines.clips.prepare import Prepared
+from pipelines.config.run_config import RunConfig, parse
+from pipelines.runs.results import ResultsStore
+
+RUNS = Path("runs")
+CARD = "run.json"
+_PACKAGES = ("torch", "ray", "numpy", "optuna", "librosa", "decord2", "imageio-ffmpeg", "pyarrow")
+_GPU = "accelerator_type:"
+"""How Ray's resources begin that name the models of the GPUs."""
+
+
+def now() -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_free(folder: Path | None) -> None:
+    """Refuse a folder that a new run cannot have, before anything costs time.
+
+    Raises:
+        BadInputError: it holds something already, or cannot be made.
+    """
+    where = (folder or RUNS).resolve()
+    if folder is not None and where.exists() and (not where.is_dir() or any(where.iterdir())):
+        raise BadInputError(f"{where} exists and is not empty: go on with --resume {where}, or name another folder")
+    nearest = next(p for p in (where, *where.parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise BadInputError(f"{where} cannot be made: {nearest} is not a folder to write in. Name another with --out")
+
+
+def create_run(folder: Path | None, dataset: str, kind: str) -> Path:
+    """A new run folder: `folder`, or runs/<dataset>-<kind>-<time>.
+
+    Raises:
+        BadInputError: the folder holds something already, or cannot be made.
+    """
+    check_free(folder)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    run = (folder or RUNS / f"{dataset}-{kind}-{stamp}").resolve()
+    (run / "results").mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def latest_run() -> Path:
+    """The newest sweep under runs/.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    found = [p.parent for p in RUNS.glob(f"*/{CARD}") if (p.parent / "tune").is_dir()]
+    if not found:
+        raise BadInputError(f"no sweep to resume under {RUNS.resolve()}: give --resume the folder of a run")
+    return max(found, key=lambda p: (p / CARD).stat().st_mtime).resolve()
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _session() -> dict[str, Any]:
+    """Which code computes now, on what. `dirty` is null where there is no git to tell."""
+    import ray
+
+    resources = ray.cluster_resources()
+    changes = _git("status", "--porcelain", "--", "crmt", "pipelines", "tune_configs", "requirements.txt")
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "started": now(),
+        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
+        "hardware": {
+            "cpus": int(resources.get("CPU", os.cpu_count() or 1)),
+            "memory_gib": round((resources.get("memory", 0) + resources.get("object_store_memory", 0)) / 2**30, 1),
+            "gpus": int(resources.get("GPU", 0)),
+            "gpu_models": sorted(r.removeprefix(_GPU) for r in resources if r.startswith(_GPU)),
+            "nodes": len(ray.nodes()),
+        },
+    }
+
+
+def _new_card(
+    config: RunConfig, prepared: Prepared, modalities: Sequence[Modality], name: str, kind: str
+) -> dict[str, Any]:
+    cache = prepared.cache
+    return {
+        "name": name,
+        "kind": kind,
+        "dataset": cache.name,
+        "clips": {**cache.counts, "failed": cache.failed},
+        "incomplete": cache.incomplete,
+        "clips_sha256": cache.clips_sha256,
+        "cache_key": cache.key,
+        "classes": len(cache.classes),
+        "class_names": list(cache.classes),
+        "modalities": [m.name for m in modalities],
+        "spaces": {m.name: m.space for m in modalities},
+        "batches": prepared.why,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def write_card(run: Path, card: dict[str, Any]) -> None:
+    """Write `run.json`, atomically."""
+    temporary = run / f".{CARD}.tmp"
+    temporary.write_text(json.dumps(card, indent=1))
+    temporary.replace(run / CARD)
+
+
+def read_card(run: Path) -> tuple[dict[str, Any], RunConfig]:
+    """`run.json` and the configuration in it.
+
+    Raises:
+        BadInputError: not the folder of a run.
+    """
+    try:
+        card = json.loads((run / CARD).read_text())
+        return card, parse(card["config"], str(run / CARD))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, BadInputError):
+            raise
+        raise BadInputError(f"{run} is not the folder of a run: it has no readable {CARD}") from None
+
+
+def open_run(
+    config: RunConfig,
+    prepared: Prepared,
+    modalities: Sequence[Modality],
+    kind: str,
+    *,
+    folder: Path | None = None,
+    resume: Path | None = None,
+) -> TrialInput:
+    """Make the folder of a run, or open the one to go on with, and write its provenance.
+
+    A run that goes on lists each session in `run.json`; models carry the commit of the session that made them.
+
+    Raises:
+        BadInputError: the folder holds something, or is not that of the same kind of run on the same decoded clips.
+    """
+    session, cache = _session(), prepared.cache
+    if resume is None:
+        run = create_run(folder, config.data.dataset, kind)
+        card = _new_card(config, prepared, modalities, run.name, kind) | session
+    else:
+        run = resume
+        card, _ = read_card(run)
+        if card.get("kind") != kind:
+            raise BadInputError(f"{run} is a {card.get('kind')}, not a {kind}: go on with the command that made it")
+        if card["cache_key"] != cache.key:
+            raise BadInputError(f"the clips are no longer those that {run} was started with: start a new run")
+        card["sessions"] = [*card.get("sessions", []), session]
+    write_card(run, card)
+    # a number never travels without the clips that are missing from it
+    ResultsStore(run / "results").write("quarantine", "ingest", cache.quarantine)
+    current = {k: session[k] for k in ("commit", "dirty", "versions")}
+    same = {k: card[k] for k in ("clips_sha256", "cache_key", "dataset")}
+    return TrialInput(run, tuple(modalities), cache.classes, current | same)
+
+
+@dataclass(frozen=True)
+class TrialInput:
+    """What all trials of a run share."""
+
+    run: Path
+    modalities: tuple[Modality, ...]
+    classes: tuple[str, ...]
+    provenance: dict[str, Any]
+    """Goes into the model's card: clips_sha256, cache_key, commit, versions."""

@@ -1,0 +1,260 @@
+"""Preflight: what a sweep will run and certify, what it needs, and whether the cluster has it; before it starts."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from crmt.certificates.smoothing import largest_radius
+from crmt.encoders.registry import ENCODERS, LIPSCHITZ_ENCODERS
+from crmt.errors import BadInputError
+from crmt.heads import HEADS
+from crmt.methods import method_class
+from pipelines.clips.batches import STREAM_WORKER_CPUS
+from pipelines.clips.cache import check_modalities
+from pipelines.config.paths import cache_root, clips_root
+from pipelines.config.run_config import RunConfig, value_at
+from pipelines.trials.measure import attack_plan
+
+MEANING = {
+    "estimate": "estimated radius from training gradients: not sound, audited by attack",
+    "lipschitz": "certified radius from 1-Lipschitz encoders: sound",
+    "smoothing": "certified radius from randomised smoothing: sound with probability 1 - alpha a clip",
+}
+_MINIMUM_FREE = 2**30
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one worker takes from a node of the cluster while it runs."""
+
+    cpus: float
+    gpus: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will do."""
+
+    config: RunConfig
+    trials: int
+    concurrent: int
+    """Trials side by side; 0 where not even one fits."""
+    needs: Needs
+    has: str
+    """CPUs and GPUs of each node."""
+    free_bytes: int | None
+    """On the disk of the decoded clips; None where they go to a remote cache."""
+    where: Path
+
+    def check(self) -> None:
+        """Refuse a sweep that would wait for ever.
+
+        Raises:
+            BadInputError: with the numbers that do not fit.
+        """
+        if self.concurrent < 1:
+            raise BadInputError(
+                f"one trial needs {self.needs.text}; the cluster's nodes have {self.has}: lower sweep.workers, "
+                "sweep.cpus_per_worker or sweep.gpus_per_worker, or add nodes"
+            )
+        if self.free_bytes is not None and self.free_bytes < _MINIMUM_FREE:
+            raise BadInputError(f"{self.where} has {self.free_bytes / 2**20:.0f} MiB free; at least 1 GiB is needed")
+
+    def _room(self) -> dict[str, str]:
+        """The line about where decoded clips go."""
+        if self.free_bytes is None:
+            return {"decoded clips": f"in {clips_root(self.config.data)}"}
+        return {"disk": f"{self.free_bytes / 2**30:.0f} GiB free for the cache in {cache_root(self.config.data)}"}
+
+    def show(self, console: Console) -> None:
+        """A table for a person to look over."""
+        config, sweep, attack = self.config, self.config.sweep, self.config.attack
+        table = Table(title="preflight", title_justify="left", show_header=False)
+        for name, text in {
+            "data set": f"{config.data.dataset}, batches: {config.data.mode}",
+            "trials": f"{self.trials} "
+            + ("given points" if sweep.algorithm == "points" else f"by {sweep.algorithm}")
+            + (f", ASHA after {sweep.grace_epochs} epochs" if sweep.scheduler == "asha" else ""),
+            "methods": ", ".join(method_class(m).title for m in methods_of(config)),
+            "searched": "; ".join(f"{p} {next(iter(s.items()))[1]}" for p, s in config.search.items()) or "nothing",
+            "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}",
+            "chosen by": f"validation {config.select.metric}"
+            + (
+                f" (PGD-{config.select.steps}, joint ε {config.select.epsilon:g})"
+                * (config.select.metric != "accuracy")
+            ),
+            "attacks": f"{', '.join(attack.names)} in {', '.join(attack.balls)} balls, {attack.norm}, "
+            f"ε {', '.join(f'{e:g}' for e in attack.epsilons)}, on {attack.samples or 'all'} test clips",
+            "certificates": "; ".join(_certificate(config, c) for c in config.certify.certificates),
+            "a trial takes": self.needs.text,
+            "the nodes have": f"{self.has}; {self.concurrent} trials side by side",
+            **self._room(),
+        }.items():
+            table.add_row(name, escape(text))
+        console.print(table)
+
+
+def _certificate(config: RunConfig, name: str) -> str:
+    """What a certificate means, and how far smoothing can reach."""
+    text = f"{name}: {MEANING[name]}"
+    if name != "smoothing":
+        return text
+    smoothing = config.certify.smoothing
+    furthest = min(smoothing.sigmas.values()) * largest_radius(smoothing.n, smoothing.alpha)
+    return f"{text} (sigma {smoothing.sigmas}, n {smoothing.n}: no joint radius beyond {furthest:.2f})"
+
+
+def methods_of(config: RunConfig) -> list[str]:
+    """Methods that trials may get."""
+    return [str(m) for m in _values_of(config, "train.method")]
+
+
+def _values_of(config: RunConfig, path: str, own: Any = None) -> list[Any]:
+    """What trials may get for a field (the ends of a range); `own` where it is not searched."""
+    entry = config.search.get(path)
+    return list(next(iter(entry.values()))) if entry else [own or value_at(config, path)]
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
+
+    Raises:
+        BadInputError: an unknown method, encoder or ball, a width that no encoder has, a modality that the model does
+            not have, a certificate that the encoders do not admit, or batches that the workers of a trial cannot share.
+    """
+    for name in methods_of(config):
+        _check_method(config, name)
+    if config.sweep.algorithm == "points" and config.search and not config.sweep.start_with:
+        raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
+    for encoders in _values_of(config, "model.encoders"):
+        check_modalities(list(encoders))
+        for modality, own in encoders.items():
+            for name in _values_of(config, f"model.encoders.{modality}", own):
+                _check_encoder(config, modality, name)
+        _check_names(config, list(encoders))
+    for width in _values_of(config, "model.features"):
+        if width % 8:
+            raise BadInputError(f"model.features must be a multiple of 8, not {width}")
+    _check_workers(config)
+
+
+def _check_workers(config: RunConfig) -> None:
+    """Refuse batches and samples that the workers of a trial cannot share."""
+    workers = config.sweep.workers
+    for size in _values_of(config, "train.batch_size"):
+        if size % workers:
+            raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
+    samples = {
+        "train.tau_samples": config.train.tau_samples,
+        "select.samples": config.select.samples,
+        "attack.samples": config.attack.samples,
+        "certify.audit_samples": config.certify.audit_samples,
+        "certify.smoothing.samples": config.certify.smoothing.samples,
+    }
+    for path, count in samples.items():
+        if count and count < workers:
+            raise BadInputError(f"{path} ({count}) must not be below sweep.workers ({workers}): each takes a share")
+
+
+def _check_method(config: RunConfig, name: str) -> None:
+    head = HEADS[method_class(name).head]
+    if "lipschitz" in config.certify.certificates and not head.additive:
+        raise BadInputError(
+            f"certify.certificates: lipschitz cannot certify {name}, whose head mixes the modalities before its scores"
+        )
+
+
+def _check_encoder(config: RunConfig, modality: str, name: str) -> None:
+    if name not in ENCODERS:
+        raise BadInputError(f"model.encoders.{modality}: no encoder {name!r}. Valid: {', '.join(ENCODERS)}")
+    if "lipschitz" in config.certify.certificates and name not in LIPSCHITZ_ENCODERS:
+        valid = ", ".join(LIPSCHITZ_ENCODERS)
+        raise BadInputError(
+            f"certify.certificates: lipschitz needs encoders that are 1-Lipschitz ({valid}); "
+            f"model.encoders.{modality} is {name}"
+        )
+
+
+def _check_names(config: RunConfig, modalities: list[str]) -> None:
+    """Refuse settings of modalities that the model does not have."""
+    smoothing = config.certify.smoothing
+    attack_plan(config).attacked(modalities)
+    given: dict[str, Iterable[str]] = {"train.noise": config.train.noise, "attack.product": config.attack.product}
+    if "smoothing" in config.certify.certificates:
+        given["certify.smoothing.sigmas"] = smoothing.sigmas
+        missing = [m for m in modalities if m not in smoothing.sigmas]
+        if missing:
+            raise BadInputError(f"certify.smoothing.sigmas: give one for {', '.join(missing)}, too")
+    for path, names in given.items():
+        for name in names:
+            if name not in modalities:
+                raise BadInputError(f"{path}: the model has no {name!r}; it has {', '.join(modalities)}")
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration with `sweep.gpus_per_worker` as a number. Needs a running Ray."""
+    if config.sweep.gpus_per_worker is not None:
+        return config
+    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return config.model_copy(update={"sweep": config.sweep.model_copy(update={"gpus_per_worker": gpus})})
+
+
+def needs_of(config: RunConfig, mode: str) -> Needs:
+    """What one worker of a trial takes: itself, and Data tasks where batches stream."""
+    sweep = config.sweep
+    cpus, gpus, text = sweep.cpus_per_worker, sweep.gpus_per_worker or 0.0, ""
+    if mode == "stream":
+        cpus += STREAM_WORKER_CPUS
+        text = f", {STREAM_WORKER_CPUS:g} of the CPUs for Data tasks"
+    one = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
+    return Needs(cpus, gpus, f"{_count(sweep.workers, 'worker')} of {one}{text}")
+
+
+def _count(number: float, thing: str) -> str:
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
+
+
+def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
+    """Set what a sweep needs against what the cluster has, node by node. Needs a running Ray.
+
+    Args:
+        mode: how batches reach the trials, once that is known; default: as `data.mode` says.
+    """
+    needs = needs_of(config, mode or config.data.mode)
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    fitting = sum(_workers_on(node, needs) for node in nodes) // config.sweep.workers
+    trials = config.sweep.trials
+    if not config.search:
+        trials = 1
+    elif config.sweep.algorithm == "points":
+        trials = len(config.start_points())
+    elif config.sweep.algorithm == "grid":
+        trials = math.prod(len(next(iter(s.values()))) for s in config.search.values())
+    asked = config.sweep.max_concurrent or fitting
+    root = _existing(cache_root(config.data))
+    free = shutil.disk_usage(root).free if clips_root(config.data).local else None
+    has = ", ".join(f"{_count(n.get('CPU', 0), 'CPU')} and {_count(n.get('GPU', 0), 'GPU')}" for n in nodes)
+    return Plan(config, trials, min(fitting, asked, trials), needs, has, free, root)
+
+
+def _workers_on(node: dict[str, float], needs: Needs) -> int:
+    """How many workers a node has room for."""
+    room = math.floor(node.get("CPU", 0) / needs.cpus + 1e-9)
+    return min(room, math.floor(node.get("GPU", 0) / needs.gpus + 1e-9)) if needs.gpus else room
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

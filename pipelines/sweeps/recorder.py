@@ -1,0 +1,74 @@
+"""Tune's events ▸ rows of the `trials` table: a trial that fails or is stopped leaves a row, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle, tune
+
+from pipelines.config.run_config import RunConfig, with_values
+from pipelines.infra.ray_errors import first_line
+from pipelines.runs.results import ResultsStore
+from pipelines.runs.run_folder import now
+from pipelines.runs.trial_rows import trial_row, updated_row
+
+
+class Recorder(tune.Callback):
+    """Writes one row a trial as its events come. Holds only plain values, since Tune pickles it to resume."""
+
+    def __init__(self, run: Path, config: RunConfig, provenance: dict[str, Any]) -> None:
+        self.run, self.provenance = run, provenance
+        self.config = config.without_search()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._forget_others({t.trial_id for t in trials})
+        self._write(trial, {"status": "running", "error": None})
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        row = self._row(trial)
+        self._write(trial, updated_row(row, result, float(result.get("time_total_s", 0.0))))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        row = self._row(trial)
+        if row["status"] != "finished":
+            self._write(trial, row | {"status": "stopped"})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._write(trial, self._row(trial) | {"status": "failed", "error": first_line(_error_of(trial))})
+
+    def _forget_others(self, known: set[str]) -> None:
+        """Drop the rows of trials that a killed sweep began and Tune had not yet noted: they begin anew, renamed.
+
+        One that had finished by then stays: its numbers are good, whatever else Tune tries.
+        """
+        results = self.run / "results"
+        trials = ResultsStore(results).read("trials")
+        lost = set(trials.trial_id[trials.status == "running"]) - known
+        for part in [p for p in results.glob("*/*.parquet") if p.name.partition(".")[0] in lost]:
+            part.unlink()
+
+    def _row(self, trial: Any) -> dict[str, Any]:
+        """The row as it stands, or a new one."""
+        stored = ResultsStore(self.run / "results").read("trials", trial.trial_id)
+        if len(stored):
+            values = stored.astype(object).where(stored.notna(), None).to_dict("records")[0]
+            return {str(k): v for k, v in values.items()}
+        params = dict(trial.config)
+        return trial_row(trial.trial_id, with_values(self.config, params), params, self.provenance, now())
+
+    def _write(self, trial: Any, changes: dict[str, Any]) -> None:
+        row = self._row(trial) | changes
+        ResultsStore(self.run / "results").write("trials", trial.trial_id, [row])
+
+
+def _error_of(trial: Any) -> BaseException | str | None:
+    """The error as Tune has just written it on this machine; `trial.get_error()` reads a copy that comes later."""
+    for name, read in (("pickled_error_file", cloudpickle.loads), ("error_file", bytes.decode)):
+        path = getattr(trial, name)
+        if path and Path(path).exists():
+            found: BaseException | str = read(Path(path).read_bytes())
+            return found
+    return None

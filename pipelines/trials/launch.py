@@ -1,0 +1,104 @@
+"""Start trials: in this process, in a Tune trial's own process, or on Ray Train workers through TorchTrainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crmt.errors import CRMTError
+from pipelines.clips.batches import Placement
+from pipelines.clips.prepare import ClipSource
+from pipelines.config.run_config import RunConfig, parse, with_values
+from pipelines.infra.ray_errors import first_line
+from pipelines.runs.heartbeat import last_report
+from pipelines.runs.run_folder import TrialInput
+from pipelines.trials.sessions import LocalSession, TuneSession, WorkerSession, device_of
+from pipelines.trials.trial import run_trial
+
+DRIVER = {"node:__internal_head__": 0.001}
+"""What a trial that only waits for its workers takes: no CPU, since a whole one would deadlock a small machine in
+silence, and a place on the head, which is not taken away as workers' nodes are."""
+
+
+def tune_trial(
+    params: dict[str, Any], *, base: dict[str, Any] | None = None, given: TrialInput, source: ClipSource
+) -> None:
+    """The function that Tune runs: one trial with these searched parameters."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    config = with_values(parse(base, "the run's configuration"), params)
+    trial_id = tune.get_context().get_trial_id()
+    if config.sweep.workers > 1:
+        fit_with_workers(config, given, source, trial_id, [TuneReportCallback()])
+        return
+    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
+    run_trial(config, given, source.open(place), TuneSession(trial_id, given.run, place))
+
+
+def local_trial(config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str) -> dict[str, Any]:
+    """One trial in this process; returns its last report."""
+    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
+    return run_trial(config, given, source.open(place), LocalSession(trial_id, given.run, place))
+
+
+def fit_with_workers(
+    config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str, callbacks: list[Any]
+) -> dict[str, Any]:
+    """One trial on `sweep.workers` Ray Train workers; returns rank 0's last report.
+
+    The Train run is named after the trial: started again, it goes on from its checkpoint.
+
+    Raises:
+        CRMTError: the workers failed more often than `sweep.max_failures`.
+    """
+    from ray import train
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    sweep = config.sweep
+    resources = {"CPU": sweep.cpus_per_worker}
+    if sweep.gpus_per_worker:
+        resources["GPU"] = sweep.gpus_per_worker
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "given": given,
+            "source": source,
+            "trial_id": trial_id,
+        },
+        scaling_config=train.ScalingConfig(
+            num_workers=sweep.workers, use_gpu=bool(sweep.gpus_per_worker), resources_per_worker=resources
+        ),
+        run_config=train.RunConfig(
+            name=trial_id,
+            storage_path=str(Path(given.run) / "workers"),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=sweep.max_failures, controller_failure_limit=1),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise CRMTError(f"the workers of trial {trial_id} failed: {first_line(error)}") from None
+    except SystemExit:  # how TorchTrainer ends after Ctrl-C
+        raise KeyboardInterrupt from None
+    return last_report(given.run, trial_id)
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    from ray import train
+    from ray.train.torch import get_device
+
+    context = train.get_context()
+    config = parse(settings["config"], "the run's configuration")
+    device = get_device() if config.sweep.gpus_per_worker else torch.device("cpu")
+    place = Placement(context.get_world_rank(), context.get_world_size(), device)
+    session = WorkerSession(settings["trial_id"], settings["given"].run, place)
+    run_trial(config, settings["given"], settings["source"].open(place), session)

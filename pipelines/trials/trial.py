@@ -1,0 +1,276 @@
+"""The life of one trial: fit ▸ τ ▸ step 2 ▸ attack ▸ certify ▸ save. It knows a Session, and nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from crmt.attacks import Ball, pgd
+from crmt.certificates.estimate import GradientConstants, gradient_constants
+from crmt.certificates.lipschitz import lipschitz_constants
+from crmt.checkpoint import save_model
+from crmt.fit import FitSettings, fit
+from crmt.heads import OrthogonalHead
+from crmt.integration import optimise_integration
+from crmt.methods.base import Method
+from crmt.modality import Batch
+from crmt.model import ModelSpec, MultiModalModel, build_model
+from crmt.predictions import Predictions, predict
+from pipelines.clips.batches import Clips
+from pipelines.config.run_config import RunConfig
+from pipelines.runs.results import ResultsStore
+from pipelines.runs.run_folder import TrialInput
+from pipelines.trials.certify import SmoothingStore, exact_arithmetic
+from pipelines.trials.measure import Measured, Measurement, Rows
+from pipelines.trials.sessions import Session
+
+
+def run_trial(config: RunConfig, given: TrialInput, clips: Clips, session: Session) -> dict[str, Any]:
+    """Train, measure and save one model; returns the last report. Rows go to the store as they come.
+
+    Raises:
+        CRMTError: training failed; what was stored until then stays.
+    """
+    return _Trial(config.resolved(), given, clips, session).run()
+
+
+@dataclass
+class _Trial:
+    config: RunConfig
+    given: TrialInput
+    clips: Clips
+    session: Session
+
+    @property
+    def _results(self) -> ResultsStore:
+        return ResultsStore(self.given.run / "results")
+
+    def run(self) -> dict[str, Any]:
+        started = perf_counter()
+        exact_arithmetic(self.config)
+        train = self.config.train
+        method = self.config.training_method()
+        spec = self._spec(method)
+        model = build_model(spec, train.seed).to(self.session.place.device)
+        report = self._fit(model, method)
+        self.session.progress("τ", 0.0)
+        constants = self._constants(model)
+        training = self._training_predictions(model)
+        stored = SmoothingStore(self._results, self.session.trial_id, self.session.place.rank)
+        measure = Measurement(self.config, self.clips, self.session.gather, self.session.progress, stored=stored)
+        changes: Rows = []
+        if method.step2:
+            balls = ("joint",) if "joint" in self.config.attack.balls else tuple(self.config.attack.balls)
+            step1 = measure(model, constants, training.mean_contributions(model.head), "step1", False, balls=balls)
+            self._store(step1, [], "step1")
+            changes = self._step2(model, training, constants, report)
+        stage = "step2" if method.step2 else "step1"
+        result = measure(model, constants, training.mean_contributions(model.head), stage, True)
+        self._store(result, changes, stage)
+        certificates = self.config.certify.certificates
+        report |= {
+            "epoch": train.epochs,
+            "clean_accuracy": result.value("clean_accuracy"),
+            **{f"mean_radius_{c}": result.value("mean_radius", certificate=c) for c in certificates},
+            "seconds": perf_counter() - started,
+            "finished": True,
+        }
+        report |= self._save(model, spec, report, constants)
+        self.session.progress("finished", 1.0)
+        self.session.report(report, None)
+        return report
+
+    def _spec(self, method: Method) -> ModelSpec:
+        encoders = self.config.model.encoders
+        return ModelSpec(
+            modalities=tuple(m for m in self.given.modalities if m.name in encoders),
+            encoders=dict(encoders),
+            features=self.config.model.features,
+            head=method.head,
+            classes=self.given.classes,
+        )
+
+    def _fit(self, model: MultiModalModel, method: Method) -> dict[str, Any]:
+        """Step 1. Reports at every validation; returns the last report."""
+        train, select = self.config.train, self.config.select
+        settings = FitSettings(
+            epochs=train.epochs,
+            lr=train.lr,
+            optimizer=train.optimizer,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            schedule=train.schedule,
+            step_every=train.step_every,
+            step_factor=train.step_factor,
+            noise=train.noise,
+            seed=train.seed,
+        )
+        state = self.session.resume()
+        done = int(state["epoch"]) if state else 0
+        rows = self._epochs_until(done)
+        report: dict[str, Any] = (
+            {} if done < train.epochs else {"epoch": done, **self._validate(model_at(model, state))}
+        )
+        self.session.progress("training", done / train.epochs)
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            return self.clips.training(epoch, train.batch_size, train.seed)
+
+        def held_out() -> Iterator[Batch]:
+            return self.clips.ordered("validation", None, self.config.data.seed)
+
+        for result in fit(model, method, batches, settings, state=state, wrap=self.session.wrap, held_out=held_out):
+            metrics = dict(result.metrics)
+            validated = result.epoch % select.every == 0 or result.epoch == train.epochs
+            if validated:
+                metrics |= self._validate(model)
+            rows += [{"epoch": result.epoch, "name": k, "value": float(v)} for k, v in metrics.items()]
+            self.session.progress("training", result.epoch / train.epochs)
+            if validated:
+                self._write("epochs", rows)
+                report = {"epoch": result.epoch, **metrics}
+                self.session.report(report, result.state())
+        return report
+
+    def _epochs_until(self, epoch: int) -> list[dict[str, Any]]:
+        """The learning curve that an earlier life of this trial stored."""
+        if not epoch:
+            return []
+        stored = self._results.read("epochs", self.session.trial_id)
+        kept = stored[stored.epoch <= epoch][["epoch", "name", "value"]]
+        return [{str(k): v for k, v in row.items()} for row in kept.to_dict("records")]
+
+    def _validate(self, model: MultiModalModel) -> dict[str, float]:
+        """What hyperparameters are chosen by, on the validation split."""
+        select = self.config.select
+        right = counted = robust = attacked = 0
+        seed = self.config.data.seed
+        limit = None if select.metric == "accuracy" else select.samples
+        for batch in self.clips.ordered("validation", None, seed):
+            with torch.no_grad():
+                model.eval()
+                right += int((model(batch.inputs).logits.argmax(1) == batch.labels).sum())
+            counted += len(batch.labels)
+        values: dict[str, float] = {}
+        if limit is not None:
+            for batch in self.clips.ordered("validation", limit, seed):
+                ball = Ball.joint(model.modalities, select.epsilon)
+                found = pgd(model, batch.inputs, batch.labels, ball, steps=select.steps)
+                robust += int((~found.broken).sum())
+                attacked += len(batch.labels)
+        counts = self.session.gather((right, counted, robust, attacked))
+        right, counted, robust, attacked = (sum(c) for c in zip(*counts, strict=True))
+        values["val_accuracy"] = right / max(counted, 1)
+        if limit is not None:
+            values["val_robust_accuracy"] = robust / max(attacked, 1)
+        values["selected"] = values[f"val_{select.metric}"]
+        return values
+
+    def _constants(self, model: MultiModalModel) -> GradientConstants:
+        train = self.config.train
+        mine = gradient_constants(model, self.clips.ordered("train", train.tau_samples, train.seed))
+        parts = [
+            GradientConstants(tau, pair, n)
+            for tau, pair, n in self.session.gather(
+                (mine.tau.cpu(), None if mine.pair is None else mine.pair.cpu(), mine.samples)
+            )
+        ]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total.merged(part)
+        return total
+
+    def _training_predictions(self, model: MultiModalModel) -> Predictions:
+        """Cached scores of the training split, all ranks together: what step 2 works on."""
+        mine = predict(model, self.clips.ordered("train"), missing=False)
+        return Predictions.concatenated(self.session.gather(mine))
+
+    def _step2(
+        self, model: MultiModalModel, training: Predictions, constants: GradientConstants, report: dict[str, Any]
+    ) -> Rows:
+        """Set the integration weights and validate again; returns what changed, as rows of metrics.
+
+        Where the certificate `lipschitz` is asked for, the radius that is maximised is the certified one.
+        """
+        settings = self.config.train.step2
+        head = model.head
+        assert isinstance(head, OrthogonalHead)
+        self.session.progress("step 2", 0.0)
+        certified = "lipschitz" in self.config.certify.certificates
+        tau = constants.tau.cpu()
+        if certified:
+            tau = lipschitz_constants(model).cpu()[:, None].expand_as(tau)
+        found = optimise_integration(
+            training.scores,
+            training.labels,
+            head.bias.cpu(),
+            tau,
+            head.integration.cpu(),
+            objective=settings.objective,
+            steps=settings.steps,
+            lr=settings.lr,
+            pair="orthogonal" if certified else "sum",
+            seed=self.config.train.seed,
+        )
+        head.set_integration(found.weights.to(head.bias.device))
+        before = {k: report[k] for k in ("val_accuracy", "val_robust_accuracy") if k in report}
+        report |= self._validate(model)
+        lost = before["val_accuracy"] - report["val_accuracy"]
+        report["step2_harmful"] = lost > settings.tolerance
+        rows: Rows = [
+            {"stage": "step2", "split": "validation", "name": "step2_harmful", "value": float(report["step2_harmful"])}
+        ]
+        certificate = "lipschitz" if certified else "estimate"
+        radii = {"step1": found.mean_radius_before, "step2": found.mean_radius_after}
+        accuracies = {"step1": before, "step2": {k: report[k] for k in before}}
+        for stage, radius in radii.items():
+            n = len(training.labels)
+            mean = {"split": "train", "name": "train_mean_radius", "value": radius, "certificate": certificate, "n": n}
+            rows.append({"stage": stage, **mean})
+            rows += [
+                {"stage": stage, "split": "validation", "name": k, "value": v} for k, v in accuracies[stage].items()
+            ]
+        return [{"modality": None, "final": row["stage"] == "step2", **row} for row in rows]
+
+    def _store(self, measured: Measured, more: Rows, stage: str) -> None:
+        self._write("metrics", measured.metrics + more, stage)
+        self._write("curves", measured.curves, stage)
+        self._write("radii", measured.radii, stage)
+
+    def _write(self, table: str, rows: list[dict[str, Any]], stage: str | None = None) -> None:
+        if self.session.place.rank:
+            return
+        trial_id = self.session.trial_id
+        part = f"{trial_id}.{stage}" if stage else trial_id
+        self._results.write(table, part, [{"trial_id": trial_id, **row} for row in rows])
+
+    def _save(
+        self, model: MultiModalModel, spec: ModelSpec, report: dict[str, Any], constants: GradientConstants
+    ) -> dict[str, Any]:
+        if self.session.place.rank:
+            return {}
+        folder = Path("models") / self.session.trial_id
+        card = {
+            "method": self.config.train.method,
+            "config": self.config.model_dump(mode="json"),
+            "provenance": self.given.provenance,
+            "measured": {k: v for k, v in report.items() if isinstance(v, float | int)},
+            "front_end": {"audio_mean": self.clips.transform.audio_mean, "audio_std": self.clips.transform.audio_std},
+            "tau": constants.tau.tolist(),
+            "tau_samples": constants.samples,
+        }
+        digest = save_model(self.given.run / folder, model, spec, json.loads(json.dumps(card)))
+        return {"weights_sha256": digest, "model": str(folder)}
+
+
+def model_at(model: MultiModalModel, state: dict[str, Any] | None) -> MultiModalModel:
+    """`model` with the parameters of a training state."""
+    if state is not None:
+        model.load_state_dict(state["model"])
+    return model
