@@ -1,34 +1,37 @@
-"""Training methods, one file each, found by name: `create("crmt_jt", rho=2.0)`. A new file is a new method.
+"""Training methods, one file each, found by name: `create("crmt_jt", rho=2.0)`. A new file is a new method, and so is a
+class of the user's own: `create("mymethods:LabelSmoothing")`.
 
 Files whose names start with `_` are what several methods share.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
+from crmt.doors import Door
 from crmt.errors import BadInputError
 from crmt.methods.base import Epoch, LossTerms, Method, Step
 
 __all__ = ["Epoch", "LossTerms", "Method", "Step", "create", "method_class", "method_names", "parameters_of_all"]
 
+DOOR = Door("a training method", "crmt.methods", "METHOD", shared=("base",))
+
 
 def method_names() -> list[str]:
     """The names of all methods."""
-    return sorted(m.name for m in iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
+    return DOOR.names()
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a method.
 
     Raises:
-        BadInputError: no such method; the message lists them.
+        BadInputError: no such method; the message lists ours.
     """
-    if name not in method_names():
-        raise BadInputError(f"no training method {name!r}. Valid: {', '.join(method_names())}")
-    return import_module(f"crmt.methods.{name}").METHOD
+    kind: type[Method] = DOOR.find(name)
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise BadInputError(f"{name} is no training method: make it a class that derives from crmt.methods.Method")
+    return kind
 
 
 def parameters_of_all() -> dict[str, list[str]]:

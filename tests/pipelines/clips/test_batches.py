@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from crmt.errors import BadInputError
 from crmt.modality import Batch
-from pipelines import ingest as ingest_module
 from pipelines.clips import ingest as clips_ingest
 from pipelines.clips.batches import (
     Clips,

@@ -22,8 +22,8 @@ from pyarrow import fs
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import ingest as ingest_module
-from pipelines.clips import ingest as clips_ingest
 from pipelines import train
+from pipelines.clips import ingest as clips_ingest
 from pipelines.clips.batches import StreamClips, StreamIndex, Transform, read_table
 from pipelines.clips.cache import ClipCache, load_cache
 from pipelines.clips.ingest import ingest, look_ahead

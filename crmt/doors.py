@@ -1,0 +1,115 @@
+"""How parts are added: by a name of ours, or as `package.module:Name` of the user's own code.
+
+Everything that another person can add (an encoder, a training method, an attack, a certificate ...) goes through a
+`Door`. Ours are found by file name in one package, so that a new file is a new part and nothing else is edited.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+from crmt.errors import BadInputError
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is `package.module:Name` of the user's own code."""
+    return ":" in name
+
+
+def split_arguments(given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`mynet:VideoNet`, or `{"path": "mynet:VideoNet", "depth": 3}`, as a name and its arguments.
+
+    Raises:
+        BadInputError: a mapping without `path`.
+    """
+    if isinstance(given, str):
+        return given, {}
+    arguments = dict(given)
+    path = arguments.pop("path", None)
+    if not isinstance(path, str):
+        raise BadInputError(f"give a name, or {{path: package.module:Name, ...arguments}}, not {dict(given)}")
+    return path, arguments
+
+
+def import_path(path: str, what: str) -> Any:
+    """The object that `package.module:Name` names.
+
+    Args:
+        what: what is looked for, for the error: "an encoder".
+
+    Raises:
+        BadInputError: no such module or name in it, or a module that fails when it is imported.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name.isidentifier():
+        raise BadInputError(f"{path!r} does not name {what}: write package.module:Name")
+    module = _imported(module_name, path)
+    if not hasattr(module, name):
+        near = get_close_matches(name, [n for n in vars(module) if not n.startswith("_")], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise BadInputError(f"{path}: {module.__file__ or module_name} has no {name!r}.{hint}")
+    return getattr(module, name)
+
+
+def _imported(module_name: str, path: str) -> ModuleType:
+    try:
+        return import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise BadInputError(
+                f"{path}: there is no module {error.name!r} here; give the folder that it lies in with --with DIR"
+            ) from None
+        raise BadInputError(f"{path}: importing it failed: {error}{_where(error)}") from error
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise BadInputError(f"{path}: importing it failed: {type(error).__name__}: {first}{_where(error)}") from error
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+@dataclass(frozen=True)
+class Door:
+    """Parts of one kind: ours, one file each in a package, and the user's own by path."""
+
+    what: str
+    """With its article, for errors: "an encoder"."""
+    package: str
+    """Where ours lie."""
+    attribute: str
+    """The name in each of those files that holds the part: "METHOD"."""
+    shared: tuple[str, ...] = ()
+    """Files of the package that hold no part; those that begin with an underscore never do."""
+
+    def names(self) -> list[str]:
+        """The names of ours, sorted."""
+        files = (m.name for m in iter_modules(import_module(self.package).__path__))
+        return sorted(f for f in files if not f.startswith("_") and f not in self.shared)
+
+    def find(self, name: str) -> Any:
+        """The part of that name.
+
+        Args:
+            name: one of `names()`, or `package.module:Name`.
+
+        Raises:
+            BadInputError: no such part, with the nearest name of ours.
+        """
+        if is_path(name):
+            return import_path(name, self.what)
+        valid = self.names()
+        if name not in valid:
+            near = get_close_matches(name, valid, n=1, cutoff=0.4)
+            hint = f". Did you mean {near[0]!r}?" if near else ""
+            kind = self.what.split(" ", 1)[-1]
+            raise BadInputError(f"no {kind} {name!r}. Valid: {', '.join(valid)}, or package.module:Name{hint}")
+        return getattr(import_module(f"{self.package}.{name}"), self.attribute)
