@@ -42,14 +42,14 @@ def test_a_path_names_an_object_of_a_users_module(outside: Path) -> None:
         (
             None,
             "mine_b:Net",
-            "mine_b:Net: there is no module 'mine_b' here; give the folder that it lies in with --with",
+            "mine_b:Net: there is no module 'mine_b' here; give the folder that it lies in",
         ),
         (None, "mine_b.deep:Net", "there is no module 'mine_b' here"),
         ("class Network: pass", "mine_c:Netwrk", r"has no 'Netwrk'\. Did you mean 'Network'\?"),
         (
             "import nothing_of_this_name",
             "mine_d:Net",
-            "failed: No module named 'nothing_of_this_name' .*mine_d.py, line 1",
+            "No module named 'nothing_of_this_name' .*mine_d.py, line 1",
         ),
         ("x = 1\n1 / 0", "mine_e:Net", "ZeroDivisionError: division by zero .*mine_e.py, line 2"),
         ("", "mine_f:", "write package.module:Name"),
