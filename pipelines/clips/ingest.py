@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crmt.errors import BadInputError, CRMTError
-from pipelines import sources as datasets
+from pipelines import sources
 from pipelines.clips.cache import (
     CARD,
     FORMAT,
@@ -44,12 +44,12 @@ _SHARD_CLIPS = 64  # of one task and Parquet part: what a task holds does not gr
 
 
 def look_ahead(data: DataConfig) -> ClipIndex | None:
-    """What can be known before Ray is started: that the cache can be reached, and the clip index (see datasets.check).
+    """Known before Ray is started: that the cache can be reached, and the index (`sources.load_without_ray`).
 
     Raises:
         BadInputError: a cache or lists that cannot be used.
     """
-    index = datasets.check(data)
+    index = sources.load_without_ray(data)
     if data.cache is not None:
         folder_at(data.cache).check()
     return index

@@ -25,7 +25,7 @@ GENERATED = ("avdigits",)
 """Data sets that make their clips themselves, for which they need a running Ray."""
 
 
-def check(data: DataConfig) -> ClipIndex | None:
+def load_without_ray(data: DataConfig) -> ClipIndex | None:
     """The clip index, where that needs no Ray: a missing list should not wait for it to start. Else None.
 
     Raises:

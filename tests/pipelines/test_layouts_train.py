@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crmt.checkpoint import load_model
-from pipelines import datasets, train
+from pipelines import sources, train
 from pipelines.clips.cache import ClipCache
 from pipelines.clips.ingest import ingest
 from pipelines.config.run_config import parse
@@ -146,7 +146,7 @@ def test_from_files_to_a_trained_model(
 def check_cache(case: Case, root: Path, cache_root: Path) -> None:
     """Every clip of the folder is a row with its own label, in its own shapes; none is missing, failed or double."""
     config = parse(merged(case.changes, {"data": {"dataset": case.dataset, "root": root, "cache": cache_root}}), "test")
-    index = datasets.load(config.data)
+    index = sources.load(config.data)
     files = [p for p in (root if root.is_dir() else root.parent).rglob("*") if p.suffix in (*CODECS, ".avi")]
     assert len(index.clips) == len(files) and set(index.clips["path"]) == {str(p) for p in files}
     cache: ClipCache = ingest(index, config.data, case.modalities, progress=False)

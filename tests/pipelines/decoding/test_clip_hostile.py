@@ -358,7 +358,8 @@ def test_a_decoder_that_hangs_outlives_a_killed_parent_by_seconds_only(tmp_path:
 
 
 def test_an_idle_decoder_ends_with_its_killed_parent(tmp_path: Path) -> None:
-    code = "import os; from pipelines.frames import frame_process; print(frame_process(os.getpid()).pid, flush=True); "
+    code = "import os; from pipelines.decoding.frames import frame_process; "
+    code += "print(frame_process(os.getpid()).pid, flush=True); "
     done = subprocess.run([sys.executable, "-c", code + "os.kill(os.getpid(), 9)"], capture_output=True, text=True)
     orphan, deadline = Path("/proc") / done.stdout.strip(), time.monotonic() + 10
     assert done.returncode == -signal.SIGKILL and done.stdout.strip().isdigit()
