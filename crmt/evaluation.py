@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -120,13 +120,13 @@ class Evaluation:
 class EvaluationPlan:
     """What is measured."""
 
-    attacks: AttackPlan = AttackPlan()
+    attacks: AttackPlan = field(default_factory=AttackPlan)
     """Which attacks run, in which balls, and how hard they try."""
     attacked: int | None = None
     """How many clips are attacked, the first ones; None: all."""
     certificates: tuple[Certificate, ...] = (Estimate(),)
     """As `crmt.certificates.create` gives them."""
-    audit: AuditPlan = AuditPlan()
+    audit: AuditPlan = field(default_factory=AuditPlan)
     """What tries to break their radii."""
     tau_samples: int = 512
     """Training clips whose gradients estimate τ."""
@@ -140,12 +140,16 @@ class EvaluationPlan:
             raise BadInputError(f"two certificates are called {twice[0]!r}: give one of them another name")
 
 
+DEFAULT_PLAN = EvaluationPlan()
+ALONE = Host()
+
+
 @dataclass(frozen=True)
 class TrainingFacts:
     """What an evaluation needs to know of the training clips."""
 
     tau: GradientConstants | None
-    """τ̂; None where no certificate needs it."""
+    """τ̂; None where no certificate of the plan needs it."""
     contributions: Tensor
     """Mean contributions of each modality to the logits, `(M, K)`: what stands in for the others where one modality is
     measured alone."""
@@ -168,10 +172,10 @@ def training_facts(
 def evaluate(
     model: MultiModalModel,
     batches: Batches | Iterable[Batch],
-    plan: EvaluationPlan = EvaluationPlan(),
+    plan: EvaluationPlan = DEFAULT_PLAN,
     *,
     training: Batches | Iterable[Batch] | TrainingFacts | None = None,
-    host: Host = Host(),  # noqa: B008
+    host: Host = ALONE,
 ) -> Evaluation:
     """Clean, uni-modal and missing-modality accuracies, curves under attack, and radii with their audits.
 
@@ -239,7 +243,7 @@ def space_of(model: MultiModalModel, norm: str) -> str:
 
 
 def _factory(given: Batches | Iterable[Batch]) -> Batches:
-    """A function of how many clips are wanted; batches that are given as they are must bear being gone through twice."""
+    """A function of how many clips are wanted; batches that are given as they are must bear a second pass."""
     if callable(given):
         return given
     if iter(given) is given:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ class AuditPlan:
 
     attack: str = "auto"
     """By name, or `package.module:Name` of the user's own code."""
-    settings: AttackSettings = AttackSettings(restarts=2)
+    settings: AttackSettings = field(default_factory=lambda: AttackSettings(restarts=2))
     samples: int = 128
     """The first clips of a fixed order; 0 leaves the audit out, and the result says so."""
     seed: int = 0

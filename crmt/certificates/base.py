@@ -81,6 +81,10 @@ class Certificate(ABC):
         """How many clips it certifies, the first of a fixed order; None: all."""
         return None
 
+    def said_word(self) -> str:
+        """Its word, with how sure a radius is where chance is in it: "certified radius (99.9 %)"."""
+        return f"{self.word} ({100 * (1 - self.alpha):.6g} %)" if self.alpha else self.word
+
     def described(self) -> str:
         """Its line in the preflight."""
         return f"{self.name}: {self.meaning}"

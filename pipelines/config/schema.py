@@ -328,7 +328,8 @@ class AttackConfig(Section):
 
     norm: Literal["l2", "linf"] = "l2"
     names: Annotated[list[AttackName], Field(min_length=1), AfterValidator(_each_once)] = ["fgm", "pgd"]
-    """Of crmt/attacks/, or `package.module:Name` of your own code. `auto` runs all of them but noise, cheapest first, on what still stands."""
+    """Of crmt/attacks/, or `package.module:Name` of your own code. `auto` runs all of ours but noise, cheapest first,
+    on what still stands."""
     epsilons: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4]
     balls: list[str] = ["joint", "each"]
     """`joint`: one budget over all modalities; `each`: every modality alone; or a modality's name."""
@@ -383,7 +384,9 @@ class CertifyConfig(_WithCertificateSections):
     """Radii on the test split, and the attack that audits them; and the settings of each certificate that has any, as
     `certify.<name>.<field>`."""
 
-    certificates: Annotated[list[Certificate], Field(min_length=1), AfterValidator(_each_once)] = [Estimate.name]
+    certificates: Annotated[list[Certificate], AfterValidator(_each_once)] = Field(
+        default_factory=lambda: [Estimate.name], min_length=1
+    )
     """Of crmt/certificates/, or `package.module:Name` of your own code (with settings: {path: ..., setting: ...})."""
     audit_attack: AttackName = "auto"
     audit_steps: Count = 20

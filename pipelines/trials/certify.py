@@ -1,4 +1,4 @@
-"""What certificates need of a trial: arithmetic that is exact enough, and a store that an interrupted one goes on from."""
+"""What certificates need of a trial: arithmetic that is exact enough, and a store to go on from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ClipStore:
 
     def done(self, certificate: str, digest: str, settings: str) -> dict[str, dict[str, Any]]:
         """Results by clip of this very model with these very settings, of every rank."""
-        rows = self.store.read("certified_clips")
+        rows: Any = self.store.read("certified_clips")
         same = (rows.trial_id == self.trial_id) & (rows.certificate == certificate)
         mine = rows[same & (rows.weights_sha256 == digest) & (rows.settings == settings)]
         return {row.clip_id: json.loads(row.result) for row in mine.itertuples(index=False)}
