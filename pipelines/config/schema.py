@@ -380,12 +380,16 @@ _SECTIONS: dict[str, Any] = {name: (section, section()) for name, section in CER
 _WithCertificateSections: Any = create_model("_WithCertificateSections", __base__=Section, **_SECTIONS)
 
 
+def _only_the_estimate() -> list[str | dict[str, Any]]:
+    return [Estimate.name]
+
+
 class CertifyConfig(_WithCertificateSections):
     """Radii on the test split, and the attack that audits them; and the settings of each certificate that has any, as
     `certify.<name>.<field>`."""
 
     certificates: Annotated[list[Certificate], AfterValidator(_each_once)] = Field(
-        default_factory=lambda: [Estimate.name], min_length=1
+        default_factory=_only_the_estimate, min_length=1
     )
     """Of crmt/certificates/, or `package.module:Name` of your own code (with settings: {path: ..., setting: ...})."""
     audit_attack: AttackName = "auto"
