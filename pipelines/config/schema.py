@@ -19,6 +19,7 @@ from pydantic import (
 
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
+from pipelines.config.modality import DEFAULT, Modalities, ModalityConfig
 from pipelines.infra.storage import holds_secret
 
 
@@ -204,7 +205,20 @@ class DataConfig(Section):
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
     flow: FlowConfig = FlowConfig()
+    modalities: Modalities = {}
+    """name: {kind, column, and settings of the kind, which begin from those of data.video, data.audio and data.flow}.
+    Left out: video, audio and flow, all of them in the file that `path` names."""
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def declared(self) -> dict[str, ModalityConfig]:
+        """The modalities that clips have, by name, in order."""
+        return self.modalities or {name: ModalityConfig(kind=name) for name in DEFAULT}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the list of clips that name their files, sorted."""
+        return tuple(sorted({m.column for m in self.declared.values()}))
 
     @model_validator(mode="after")  # of the section, not of the field: a field's error shows what was given
     def _cache_tells_no_secret(self) -> DataConfig:
