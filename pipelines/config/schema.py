@@ -196,7 +196,7 @@ class DataConfig(Section):
     decode_timeout: Positive = 60.0
     """Seconds that one clip may take."""
     missing_modality: Literal["drop", "keep"] = "drop"
-    """A clip without sound (or picture): drop quarantines it; keep stands the train mean in for what it lacks."""
+    """A clip without sound, picture or another modality: drop quarantines it; keep stands the train mean in for it."""
     mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: all trials read the decoded set in Ray's object store; stream: from Parquet; auto: by size."""
     memory_share: Share = 0.5

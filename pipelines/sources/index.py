@@ -120,6 +120,20 @@ class ClipIndex:
         return replace(self, clips=clips, listing=self.listing.of_clips(clips["id"]))
 
 
+def check_column(index: ClipIndex, modality: str, column: str) -> None:
+    """Refuse a modality whose column the list of clips lacks, or that names no files.
+
+    Raises:
+        BadInputError: names the columns that do.
+    """
+    if column not in index.clips or (column in COLUMNS and column != PATH):
+        usable = [str(c) for c in index.clips if c == PATH or c not in COLUMNS]
+        raise BadInputError(
+            f"data.modalities.{modality}.column: {index.name} has no column {column!r} that names files; it has "
+            f"{', '.join(usable)}"
+        )
+
+
 def overlapping(clips: pd.DataFrame) -> pd.Series:
     """The splits that each group lies in, in the order of SPLITS, for groups that lie in more than one."""
     places = clips[["group", "split"]].drop_duplicates()

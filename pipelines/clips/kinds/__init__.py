@@ -13,11 +13,10 @@ from pydantic import ValidationError
 from crmt.doors import Door
 from crmt.errors import BadInputError
 from pipelines.clips.kinds._base import Kind, ModalityMeta
-from pipelines.config.modality import PATH
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.decoding.errors import DecodeError
-from pipelines.sources.index import COLUMNS, ClipIndex
+from pipelines.sources.index import ClipIndex, check_column
 
 __all__ = ["KINDS", "Kind", "ModalityMeta", "check_files", "check_modalities", "kinds_of"]
 
@@ -83,12 +82,7 @@ def check_files(index: ClipIndex, kinds: Iterable[Kind]) -> None:
         BadInputError: a column that the list lacks, or files that are all not what the configuration says.
     """
     for kind in kinds:
-        if kind.column not in index.clips or (kind.column in COLUMNS and kind.column != PATH):
-            more = [str(c) for c in index.clips if c == PATH or c not in COLUMNS]
-            raise BadInputError(
-                f"data.modalities.{kind.name}.column: {index.name} has no column {kind.column!r} that names files; "
-                f"it has {', '.join(more)}"
-            )
+        check_column(index, kind.name, kind.column)
         _check_headers(index, kind)
 
 
