@@ -111,7 +111,7 @@ def run_evaluation(
     store.write("trials", TRIAL, [row])
     place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
     session = LocalSession(TRIAL, run, place)
-    transform = replace(prepared.source.transform, **card["front_end"])
+    transform = prepared.source.transform.with_front_end(card["front_end"])
     clips = replace(prepared.source, transform=transform).open(place)
     model = model.to(place.device)
     exact_arithmetic(config)

@@ -22,15 +22,14 @@ import torch
 from crmt.errors import BadInputError
 from crmt.modality import Batch, Modality
 from pipelines.clips.cache import ClipCache
+from pipelines.clips.draws import Draws
+from pipelines.clips.kinds import ModalityMeta, kinds_of
 from pipelines.clips.placement import Placement
 from pipelines.clips.rows import decode_rows, present_column
-from pipelines.clips.transform import Draws, Transform
+from pipelines.clips.transform import Transform
 from pipelines.config.schema import DataConfig
 from pipelines.infra.storage import READERS, Folder
 
-VIDEO_SPACE = "pixels in [0, 1]"
-FLOW_SPACE = "flow in [0, 1]"
-AUDIO_SPACE, VGGSOUND_SPACE = "standardised log-mel", "standardised log spectrogram"
 EVALUATION_BATCH = 128
 STREAM_TASK_CPUS = 0.25
 STREAM_WORKER_CPUS = 2 * STREAM_TASK_CPUS
@@ -45,24 +44,14 @@ def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> t
     Raises:
         BadInputError: a modality that the clips do not have.
     """
-    result = []
+    kinds = kinds_of(data)
     for name in names:
         if name not in cache.modalities:
             raise BadInputError(
                 f"model.encoders: the clips of {cache.name!r} have no modality {name!r}; "
                 f"they have {', '.join(cache.modalities)}"
             )
-        meta = cache.modalities[name]
-        if name == "audio":  # batches are standardised already: that is the space of its budgets
-            space: dict[str, Any] = {"mean": (0.0,), "std": (1.0,), "box": None}
-            space["space"] = VGGSOUND_SPACE if data.audio.front_end == "vggsound" else AUDIO_SPACE
-            result.append(Modality(name=name, shape=meta.shape, channel_axis=0, **space))
-            continue
-        shape = (data.video.frames, meta.shape[1], data.video.crop, data.video.crop)
-        space = {"mean": meta.mean, "std": meta.std, "box": (0.0, 1.0)}
-        space["space"] = FLOW_SPACE if name == "flow" else VIDEO_SPACE
-        result.append(Modality(name=name, shape=shape, channel_axis=1, **space))
-    return tuple(result)
+    return tuple(kinds[name].modality(cache.modalities[name]) for name in names)
 
 
 @dataclass(frozen=True)
@@ -84,11 +73,11 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
     Raises:
         BadInputError: the cache holds no clip.
     """
-    shapes = {m: tuple(cache.modalities[m].shape) for m in names}
+    metas = {m: cache.modalities[m] for m in names}
     masks = [present_column(m) for m in names]
     columns = [*_READ_COLUMNS, "split", *names]
     dataset = ray.data.read_parquet(list(cache.parts), filesystem=cache.folder.filesystem, columns=columns)
-    decoded = dataset.map_batches(partial(_decode_with_split, shapes=shapes), batch_format="pyarrow")
+    decoded = dataset.map_batches(partial(_decode_with_split, metas=metas), batch_format="pyarrow")
     batches = cast(Iterator[dict[str, np.ndarray]], iter(decoded.iter_batches(batch_size=None, batch_format="numpy")))
     parts = [b for b in batches if len(b["id"])]
     if not parts:
@@ -103,8 +92,8 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
     )
 
 
-def _decode_with_split(table: pa.Table, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    return decode_rows(table, shapes) | {"split": np.asarray(table["split"].to_pylist(), dtype=object)}
+def _decode_with_split(table: pa.Table, metas: dict[str, ModalityMeta]) -> dict[str, np.ndarray]:
+    return decode_rows(table, metas) | {"split": np.asarray(table["split"].to_pylist(), dtype=object)}
 
 
 class Clips(Protocol):
@@ -166,7 +155,7 @@ class MemoryClips:
         order = np.random.default_rng([seed, epoch]).permutation(rows)
         for step in range(len(order) // batch_size):
             whole = order[step * batch_size : (step + 1) * batch_size]
-            draws = Draws.draw(batch_size, self.transform.data, (seed, epoch, step))
+            draws = self.transform.draw(batch_size, (seed, epoch, step))
             yield self._batch(self.place.mine(whole), draws.mine(self.place))
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
@@ -188,7 +177,8 @@ class StreamIndex:
     folder: Folder
     paths: tuple[str, ...]
     """Of the parts, to be opened with `folder.filesystem`."""
-    shapes: dict[str, tuple[int, ...]]
+    metas: dict[str, ModalityMeta]
+    """Of the modalities that are read."""
     rows: pd.DataFrame
 
     @staticmethod
@@ -196,8 +186,8 @@ class StreamIndex:
         read = partial(pq.read_table, columns=["id", "split"], filesystem=cache.folder.filesystem)
         with ThreadPoolExecutor(READERS) as pool:  # of a remote cache every part is a journey
             parts = [table.to_pandas().assign(part=i) for i, table in enumerate(pool.map(read, cache.parts))]
-        shapes = {m: tuple(cache.modalities[m].shape) for m in names}
-        return StreamIndex(cache.folder, cache.parts, shapes, pd.concat(parts, ignore_index=True))
+        metas = {m: cache.modalities[m] for m in names}
+        return StreamIndex(cache.folder, cache.parts, metas, pd.concat(parts, ignore_index=True))
 
 
 @dataclass(frozen=True)
@@ -228,7 +218,7 @@ class StreamClips:
         }
         batches = self._read(dealt[self.place.rank], "train", None, local, shuffle)
         for step, arrays in zip(range(steps), batches, strict=False):
-            draws = Draws.draw(local, self.transform.data, (seed, epoch, step, self.place.rank))
+            draws = self.transform.draw(local, (seed, epoch, step, self.place.rank))
             yield self._batch(arrays, draws)
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
@@ -250,11 +240,11 @@ class StreamClips:
         dataset = ray.data.read_parquet(
             [self.index.paths[p] for p in parts],
             filesystem=self.index.folder.filesystem,
-            columns=[*_READ_COLUMNS, "split", *self.index.shapes],
+            columns=[*_READ_COLUMNS, "split", *self.index.metas],
             ray_remote_args={"num_cpus": STREAM_TASK_CPUS},
             override_num_blocks=len(parts),  # the shuffle below sees blocks: theirs must not follow the cluster's size
         ).map_batches(
-            partial(_decode_wanted, split=split, ids=ids, shapes=self.index.shapes),
+            partial(_decode_wanted, split=split, ids=ids, metas=self.index.metas),
             batch_format="pyarrow",
             num_cpus=STREAM_TASK_CPUS,
         )
@@ -272,13 +262,13 @@ class StreamClips:
 
 
 def _decode_wanted(
-    table: pa.Table, split: str, ids: frozenset[str] | None, shapes: dict[str, tuple[int, ...]]
+    table: pa.Table, split: str, ids: frozenset[str] | None, metas: dict[str, ModalityMeta]
 ) -> dict[str, np.ndarray]:
     keep = np.asarray([s == split for s in table["split"].to_pylist()], dtype=bool)
     if ids is not None:
         keep &= np.asarray([i in ids for i in table["id"].to_pylist()], dtype=bool)
     kept = table.filter(pa.array(keep))
-    return decode_rows(kept, shapes)
+    return decode_rows(kept, metas)
 
 
 def choose_mode(cache: ClipCache, data: DataConfig, store_bytes: int) -> tuple[str, str]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from crmt.errors import BadInputError, CRMTError
-from pipelines.clips.rows import MODALITIES, ModalityMeta
-from pipelines.config.schema import AudioConfig, DataConfig
-from pipelines.decoding.sound import PUBLISHED_FBANK
+from crmt.errors import CRMTError
+from pipelines.clips.kinds import Kind, ModalityMeta, kinds_of
+from pipelines.config.modality import PATH
+from pipelines.config.schema import DataConfig
+from pipelines.decoding.pictures import are_pictures, picture_files
 from pipelines.infra.storage import Folder
 from pipelines.sources.index import ClipIndex
 
@@ -59,34 +62,33 @@ class ClipCache:
         return {m: total for m, total in totals.items() if total}
 
 
-def check_modalities(names: Iterable[str]) -> None:
-    """Refuse what no clip has.
-
-    Raises:
-        BadInputError: an unknown modality, or none at all.
-    """
-    unknown = sorted(set(names) - set(MODALITIES))
-    if unknown or not set(names):
-        raise BadInputError(f"clips have the modalities {' and '.join(MODALITIES)}, not {', '.join(unknown) or 'none'}")
-
-
-def cache_key(index: ClipIndex, data: DataConfig, modalities: tuple[str, ...]) -> str:
+def cache_key(index: ClipIndex, data: DataConfig, modalities: Iterable[str]) -> str:
     """SHA-256 over the format, the list, each clip's content (size and time, or fingerprint) and the decode settings.
 
     data.decode_timeout and the limits are among them: they decide which clips are quarantined, and a longer one tries
-    them again. Left out because no stored byte depends on them: video.crop and audio.standardise, which batches apply.
+    them again. Left out is what no stored byte depends on, such as video.crop and audio.standardise, which batches
+    apply.
+
+    Args:
+        modalities: those that are decoded.
     """
-    video = data.video.model_dump(exclude={"crop"})
-    audio = data.audio.model_dump(exclude={"standardise"})
-    settings = {"video": video, "audio": audio, "flow": {**video, **data.flow.model_dump()}}
-    limits = {name: video[name] for name in ("max_pixels", "max_frames", "max_seconds")}
+    declared = kinds_of(data)
+    kinds = {name: declared[name] for name in modalities}
+    limits = {name: getattr(data.video, name) for name in ("max_pixels", "max_frames", "max_seconds")}
     digest = hashlib.sha256()
     decoding = {"timeout": data.decode_timeout, **limits, "missing": data.missing_modality}
-    decoding |= {m: settings[m] for m in modalities}
+    decoding |= {name: _settings(kind) for name, kind in kinds.items()}
     digest.update(json.dumps([FORMAT, index.sha256, decoding], sort_keys=True).encode())
-    for content in _contents(index):
-        digest.update(f"{content}\n".encode())
+    for column in sorted({kind.column for kind in kinds.values()}, key=lambda c: (c != PATH, c)):
+        for content in _contents(index, column):
+            digest.update(f"{content}\n".encode())
     return digest.hexdigest()
+
+
+def _settings(kind: Kind) -> dict[str, Any]:
+    """What decides a modality's bytes, and where they come from where that is not what its name says."""
+    where = {} if (kind.name, kind.column) == (kind.kind, PATH) else {"kind": kind.kind, "column": kind.column}
+    return {**kind.decides_bytes(), **where}
 
 
 def load_cache(folder: Folder) -> ClipCache:
@@ -124,23 +126,28 @@ def load_cache(folder: Folder) -> ClipCache:
     )
 
 
-def standardised(cache: ClipCache, audio: AudioConfig) -> ClipCache:
-    """The cache with the constants that the configuration gives for sound, in place of those of its train split."""
-    if "audio" not in cache.modalities or audio.standardise == "train":
-        return cache
-    mean, std = PUBLISHED_FBANK if audio.standardise == "published" else audio.standardise
-    meta = replace(cache.modalities["audio"], mean=(mean,), std=(std,))
-    return replace(cache, modalities={**cache.modalities, "audio": meta})
+def with_constants(cache: ClipCache, kinds: Mapping[str, Kind]) -> ClipCache:
+    """The cache with the constants that the configuration gives, in place of those of its train split."""
+    return replace(
+        cache, modalities={name: kinds[name].with_constants(meta) for name, meta in cache.modalities.items()}
+    )
 
 
-def _contents(index: ClipIndex) -> Iterable[str]:
-    """What stands for each clip's content, in the order of the index."""
-    if "fingerprint" in index.clips:
+def _contents(index: ClipIndex, column: str) -> Iterable[str]:
+    """What stands for the content of each clip's file, in the order of the index."""
+    if column == PATH and "fingerprint" in index.clips:
         return index.clips["fingerprint"].tolist()
-    return map(_file_state, index.clips["path"])
+    return map(_file_state, index.clips[column])
 
 
 def _file_state(path: str) -> str:
+    if not path:
+        return "none"
+    if are_pictures(path):
+        digest = hashlib.sha256()
+        for file in picture_files(path):
+            digest.update(f"{os.path.basename(file)} {_file_state(file)}\n".encode())  # noqa: PTH119 - hot loop
+        return digest.hexdigest()
     try:
         state = Path(path).stat()
     except OSError:

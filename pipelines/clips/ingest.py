@@ -26,14 +26,15 @@ from pipelines.clips.cache import (
     QUARANTINE_FILE,
     ClipCache,
     cache_key,
-    check_modalities,
     load_cache,
-    standardised,
+    with_constants,
 )
-from pipelines.clips.rows import MODALITIES, add_clip, encode_row, meta_of, no_sums, present_column, schema_of
+from pipelines.clips.kinds import Kind, check_files, check_modalities, kinds_of
+from pipelines.clips.reading import ClipError, read_clip
+from pipelines.clips.rows import add_clip, empty_sums, encode_row, present_column, schema_of, statistics
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.schema import DataConfig
-from pipelines.decoding.clip import REASONS, DecodeError, decode_clip
+from pipelines.decoding.errors import REASONS
 from pipelines.infra.storage import Folder, folder_at
 from pipelines.infra.tasks import Piece, only_one, run_pieces
 from pipelines.sources.index import SPLITS, ClipIndex
@@ -72,23 +73,25 @@ def ingest(
     Raises:
         CRMTError: more than `data.max_failure_share` of the clips have no file, of which none is then decoded, or
             failed. What was decoded stays in the cache.
-        BadInputError: an unknown modality, one that no train clip has, or a class or a split of which no clip could be
-            decoded.
+        BadInputError: an unknown modality, one that no train clip has, a column that the list lacks, or a class or a
+            split of which no clip could be decoded.
     """
-    check_modalities(modalities)
-    _check_missing(index, data.max_failure_share)
-    modalities = tuple(m for m in MODALITIES if m in modalities)
-    key = cache_key(index, data, modalities)
+    declared = kinds_of(data)
+    check_modalities(modalities, declared)
+    kinds = {name: kind for name, kind in declared.items() if name in modalities}
+    check_files(index, kinds.values())
+    _check_missing(index, {kind.column for kind in kinds.values()}, data.max_failure_share)
+    key = cache_key(index, data, kinds)
     folder = clips_root(data) / f"{index.name}-{key[:16]}"
     if retry or not folder.has(CARD):
         with only_one(_lock_folder(folder, data), str(folder)):
             if retry:
                 _forget_failures(folder)
             if not folder.has(CARD):
-                _build(folder, key, index, data, modalities, progress)
+                _build(folder, key, index, data, kinds, progress)
     cache = load_cache(folder)
     _check_failures(cache, index, data.max_failure_share)
-    return standardised(cache, data.audio)
+    return with_constants(cache, kinds)
 
 
 def _lock_folder(folder: Folder, data: DataConfig) -> Path:
@@ -103,14 +106,14 @@ def _lock_folder(folder: Folder, data: DataConfig) -> Path:
 
 
 def _build(
-    folder: Folder, key: str, index: ClipIndex, data: DataConfig, modalities: tuple[str, ...], progress: bool
+    folder: Folder, key: str, index: ClipIndex, data: DataConfig, kinds: dict[str, Kind], progress: bool
 ) -> None:
     """Decode the shards that are not there yet, then write the quarantine and, last, cache.json."""
     shards = _shards(index)
     settings = {
         "folder": str(folder),
         "data": data.model_dump(mode="json"),
-        "modalities": list(modalities),
+        "modalities": list(kinds),
     }
     pieces, done = [], set(folder.names("part-*.json"))
     for number, shard in enumerate(shards):
@@ -127,11 +130,10 @@ def _build(
         "format": FORMAT,
         "name": index.name,
         "classes": list(index.classes),
-        "modalities": {m: asdict(meta_of(m, data, [c["sums"][m] for c in cards])) for m in modalities},
+        "modalities": {m: asdict(statistics(kind, [c["sums"][m] for c in cards])) for m, kind in kinds.items()},
         "counts": counts,
         "missing": {
-            m: {split: sum(c["missing"][m] for c in cards if c["split"] == split) for split in SPLITS}
-            for m in modalities
+            m: {split: sum(c["missing"][m] for c in cards if c["split"] == split) for split in SPLITS} for m in kinds
         },
         "clips_sha256": index.sha256,
         "listing": index.listing.summary(),
@@ -177,31 +179,27 @@ def _card_name(number: int) -> str:
 
 def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     """Decode one shard (a Ray Data task): write its Parquet part, then the card beside it that marks it finished."""
-    folder, modalities = folder_at(task["folder"]), tuple(task["modalities"])
-    data = DataConfig(**task["data"])
-    keep = data.missing_modality == "keep"
+    folder, data = folder_at(task["folder"]), DataConfig(**task["data"])
+    kinds = {name: kind for name, kind in kinds_of(data).items() if name in task["modalities"]}
     rows: list[dict[str, Any]] = []
     quarantine: list[dict[str, str]] = []
-    sums = no_sums(modalities)
+    sums = empty_sums(kinds)
     for clip in task["clips"]:
         try:
-            decoded = decode_clip(
-                Path(clip["path"]), data.video, data.audio, data.decode_timeout, modalities, data.flow, keep
-            )
-        except DecodeError as error:
-            found = {"clip_id": clip["id"], "path": clip["path"], "split": clip["split"]}
+            arrays = read_clip(clip, kinds, data)
+        except ClipError as error:
+            found = {"clip_id": clip["id"], "path": error.path, "split": clip["split"]}
             quarantine.append({**found, "reason": error.reason, "detail": error.detail})
             continue
         if clip["split"] == "train":
-            add_clip(sums, decoded)
-        columns = encode_row(decoded, modalities, data.video.jpeg_quality)
-        rows.append({**{c: clip[c] for c in ("id", "label", "split", "group")}, **columns})
-    schema = schema_of(data, modalities)
+            add_clip(sums, arrays, kinds)
+        rows.append({**{c: clip[c] for c in ("id", "label", "split", "group")}, **encode_row(arrays, kinds)})
+    schema = schema_of(kinds)
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     folder.write(f"part-{task['number']:05d}.parquet", buffer.getvalue())
     split = task["clips"][0]["split"]
-    missing = {m: sum(not row[present_column(m)] for row in rows) for m in modalities}
+    missing = {m: sum(not row[present_column(m)] for row in rows) for m in kinds}
     card = {"split": split, "decoded": len(rows), "missing": missing, "quarantine": quarantine, "sums": sums}
     folder.write(_card_name(task["number"]), json.dumps(card).encode())
     return {}
@@ -212,8 +210,8 @@ def by_reason(cache: ClipCache) -> str:
     return ", ".join(f"{counts[r]} {r}" for r in REASONS if r in counts)
 
 
-def _check_missing(index: ClipIndex, allowed: float) -> None:
-    missing = len(index.listing.missing)
+def _check_missing(index: ClipIndex, columns: set[str], allowed: float) -> None:
+    missing = len(index.listing.missing_in(columns))
     if missing > allowed * len(index):
         raise CRMTError(
             f"{missing} of {len(index)} clips of {index.name} have no file; data.max_failure_share allows "

@@ -26,6 +26,7 @@ from crmt.certificates.estimate import Estimate
 from crmt.doors import Door, split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
+from pipelines.config.modality import DEFAULT, Modalities, ModalityConfig
 from pipelines.infra.storage import holds_secret
 
 
@@ -213,7 +214,7 @@ class DataConfig(Section):
     decode_timeout: Positive = 60.0
     """Seconds that one clip may take."""
     missing_modality: Literal["drop", "keep"] = "drop"
-    """A clip without sound (or picture): drop quarantines it; keep stands the train mean in for what it lacks."""
+    """A clip without sound, picture or another modality: drop quarantines it; keep stands the train mean in for it."""
     mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: all trials read the decoded set in Ray's object store; stream: from Parquet; auto: by size."""
     memory_share: Share = 0.5
@@ -222,7 +223,20 @@ class DataConfig(Section):
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
     flow: FlowConfig = FlowConfig()
+    modalities: Modalities = {}
+    """name: {kind, column, and settings of the kind, which begin from those of data.video, data.audio and data.flow}.
+    Left out: video, audio and flow, all of them in the file that `path` names."""
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def declared(self) -> dict[str, ModalityConfig]:
+        """The modalities that clips have, by name, in order."""
+        return self.modalities or {name: ModalityConfig(kind=name) for name in DEFAULT}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the list of clips that name their files, sorted."""
+        return tuple(sorted({m.column for m in self.declared.values()}))
 
     @model_validator(mode="after")  # of the section, not of the field: a field's error shows what was given
     def _cache_tells_no_secret(self) -> DataConfig:

@@ -18,6 +18,7 @@ from pipelines.config.schema import AudioConfig, FlowConfig, VideoConfig
 from pipelines.decoding.container import check_file, check_lengths, check_limits, open_container, seekable
 from pipelines.decoding.errors import REASONS, DecodeError
 from pipelines.decoding.frames import frame_process, read_frames
+from pipelines.decoding.pictures import are_pictures, picture_files
 from pipelines.decoding.sound import spectrogram
 
 __all__ = ["REASONS", "DecodeError", "DecodedClip", "decode_clip"]
@@ -51,7 +52,8 @@ def decode_clip(
     """Decode one clip.
 
     Args:
-        path: the clip; any name, also with blanks or leading dashes.
+        path: the clip; any name, also with blanks or leading dashes. Or pictures that lie in files of their own, which
+            have no sound: a folder of them, or a pattern (decoding/pictures.py).
         timeout: seconds. When they are over, whichever process is at work on the clip is killed.
         modalities: which of `video`, `audio` and `flow` to decode; others may be absent from the file.
         flow: how flow is computed; its defaults when left out.
@@ -64,8 +66,10 @@ def decode_clip(
     frame_process(os.getpid()).start()  # once a process; the clip's time has not begun
     deadline = time.monotonic() + timeout
     path = Path(path).absolute()
-    check_file(path)
     wants_audio = "audio" in modalities
+    if are_pictures(path):
+        return _decode_pictures(path, video, deadline, pictures, flow, wants_audio and not keep_incomplete)
+    check_file(path)
     # ffmpeg goes first, also for video alone: it declares the size, and its format list keeps decord from playlists.
     container = open_container(path, audio.sample_rate, audio.seconds if wants_audio else 0.001, deadline)
     check_limits(container, video)
@@ -90,3 +94,20 @@ def decode_clip(
     check_lengths(path, container, video_end, audio.seconds if wants_audio else None, deadline)
     sound = spectrogram(container.waveform, audio) if wants_audio else None
     return DecodedClip(frames.video if frames else None, sound, frames.flow if frames else None)
+
+
+def _decode_pictures(
+    path: Path,
+    video: VideoConfig,
+    deadline: float,
+    wanted: tuple[str, ...],
+    flow: FlowConfig | None,
+    sound_is_needed: bool,
+) -> DecodedClip:
+    """A clip of pictures in files of their own."""
+    if sound_is_needed or not wanted:
+        raise DecodeError("no_audio", "pictures in files have no sound: name its file in a column of its own")
+    if not picture_files(path):
+        raise DecodeError("empty" if path.is_dir() else "missing", "no .jpg, .jpeg or .png there")
+    frames = read_frames(path, video, flow or FlowConfig(), deadline, 0.0, wanted)
+    return DecodedClip(frames.video, None, frames.flow)

@@ -15,6 +15,10 @@ REASONS = {
     "too_large": "more pixels a frame than data.video.max_pixels",
     "too_long": "longer than data.video.max_seconds, or more frames than data.video.max_frames",
     "timeout": "took longer than data.decode_timeout",
+    "absent": "the list of clips names no file for a modality that is wanted",
+    "not_array": "no .npy or .npz file, or no such array of numbers in it",
+    "wrong_shape": "an array of another shape than the configuration says",
+    "bad_values": "an array with NaN or infinity, or with values outside the box that the configuration gives",
     "failed": "the decoder gave up or crashed; the detail is its own message",
 }
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.decoding.flow import flow_between
+from pipelines.decoding.pictures import PictureReader, TooLargeError, are_pictures
 
 MEMORY = 6 * 2**30
 """Bytes of address space: libraries take 0.5 GiB, frames of the largest size 0.3 GiB more; some codecs keep many."""
@@ -110,7 +111,11 @@ def read_clip(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.
 
     `video`: (F, size, size, 3). `flow`: (F, 2, size, size), from each of those frames to the one that follows.
     """
-    reader = decord.VideoReader(request["path"], num_threads=1)
+    reader: Any
+    if are_pictures(request["path"]):
+        reader = PictureReader(request["path"], request["max_pixels"])
+    else:
+        reader = decord.VideoReader(request["path"], num_threads=1)
     length = len(reader)
     if length > request["max_frames"]:
         raise RefusedError("too_long", f"{length} frames, limit {request['max_frames']}")
@@ -152,6 +157,8 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.ui
         return read_clip(request)
     except RefusedError as error:
         return {"reason": error.args[0], "detail": error.args[1]}, []
+    except TooLargeError as error:
+        return {"reason": "too_large", "detail": str(error)}, []
     except _FRAME_ERRORS as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         return {"reason": "failed", "detail": " ".join(lines[0].split())[:200] if lines else repr(error)}, []

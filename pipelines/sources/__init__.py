@@ -8,7 +8,7 @@ from pathlib import Path
 from crmt.errors import BadInputError
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
-from pipelines.sources.index import ClipIndex, with_validation
+from pipelines.sources.index import ClipIndex, check_column, with_validation
 
 __all__ = ["ClipIndex", "load", "names"]
 
@@ -52,6 +52,8 @@ def load(data: DataConfig) -> ClipIndex:
     check_name(data.dataset)
     _check_fields(data)
     index: ClipIndex = importlib.import_module(f"pipelines.sources.{data.dataset}").load(data)
+    for name, declared in data.declared.items():
+        check_column(index, name, declared.column)
     index = with_validation(index, data.validation_share, data.seed)
     if data.limit is not None:
         index = index.limited(data.limit, data.seed)

@@ -4,7 +4,7 @@ Reads lists and folders, opens no clip: seconds for 200,000 of them. Beside the 
 how many clips each class has in each split, listed and found; and every clip that does not fit,
 `clip,split,reason,detail`, with the reasons
 
-    missing         listed, and no file was found; `detail` is where it would be
+    missing         listed, and no file was found; `detail` is where it would be. A row for each column of files
     unlisted        a clip file that no list names; `detail` is the file
     several_files   more than one file fits; the first is taken
     repeated        the list names it again; it counts once
@@ -25,6 +25,7 @@ from rich.table import Table
 
 from crmt.errors import BadInputError
 from pipelines import sources
+from pipelines.config.modality import PATH
 from pipelines.config.paths import cache_root
 from pipelines.config.schema import DataConfig
 from pipelines.sources.index import SPLITS, ClipIndex
@@ -81,10 +82,14 @@ def _misfits(index: ClipIndex) -> list[tuple[str, ...]]:
     """Rows of `_COLUMNS`; not a table, because what lies on a disk need not have a name in UTF-8."""
     listing, clips = index.listing, index.clips
     split_of = dict(zip(clips["id"].tolist(), clips["split"].tolist(), strict=True))
-    missing = clips[clips["id"].isin(listing.missing)]
+    missing = {PATH: listing.missing, **listing.missing_in_columns}
     several = listing.several.items()
     return [
-        *((row.id, row.split, "missing", row.path) for row in missing.itertuples()),
+        *(
+            (clip["id"], clip["split"], "missing", clip[column])
+            for column, ids in missing.items()
+            for clip in clips[clips["id"].isin(ids)][["id", "split", column]].to_dict("records")
+        ),
         *((clip, split_of.get(clip, ""), "several_files", " ".join(map(repr, found))) for clip, found in several),
         *listing.left_out.itertuples(index=False),
         *(("", "", "unlisted", path) for path in listing.unlisted),
@@ -92,7 +97,7 @@ def _misfits(index: ClipIndex) -> list[tuple[str, ...]]:
 
 
 def _found(index: ClipIndex) -> pd.DataFrame:
-    return index.clips[~index.clips["id"].isin(index.listing.missing)]
+    return index.clips[~index.clips["id"].isin(index.listing.missing_in())]
 
 
 def _classes(index: ClipIndex) -> pd.DataFrame:
@@ -138,6 +143,12 @@ def _facts(index: ClipIndex, data: DataConfig) -> Table:
     videos = overlap["detail"].nunique()
     table = Table("", "", show_header=False)
     table.add_row("missing on disk", f"{len(index) - len(_found(index))} ({_missing_share(index):.1%})")
+    for column in data.columns if data.modalities else ():
+        named = int((index.clips[column] != "").sum())
+        lost = len(listing.missing_in([column]))
+        table.add_row(
+            f"column {column}", f"{named} files named, {lost} of them missing; {len(index) - named} clips without"
+        )
     table.add_row("unlisted clip files", str(counts["unlisted"]))
     table.add_row("listed more than once", str(counts.get("repeated", 0)))
     table.add_row("with several files", str(counts["several_files"]))

@@ -5,11 +5,16 @@ A flat folder of 200,000 files takes about a second; so do nested ones.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
+import pandas as pd
+
 from crmt.errors import BadInputError
+from pipelines.config.modality import PATH
+from pipelines.decoding.pictures import counted, is_picture, pattern_of, split_pattern
 
 CONTAINERS = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".mpg", ".mpeg", ".m2ts", ".mts", ".ts",
@@ -97,18 +102,67 @@ def check_names(paths: Iterable[str]) -> None:
 def existing(paths: Iterable[str]) -> tuple[set[str], list[str]]:
     """Those of `paths` that exist, and all clip files of their folders; each folder is read once.
 
-    A folder that is not there, or that may not be read, has no files.
+    A folder that is not there, or that may not be read, has no files. A pattern with `*` (decoding/pictures.py) exists
+    where a picture fits it.
     """
     wanted: dict[str, list[str]] = {}
+    patterns: list[str] = []
     for path in paths:
-        wanted.setdefault(os.path.dirname(path), []).append(path)  # noqa: PTH120 - hot loop
+        if "*" in path and not os.path.lexists(path):
+            patterns.append(path)
+        else:
+            wanted.setdefault(os.path.dirname(path), []).append(path)  # noqa: PTH120 - hot loop
     there: set[str] = set()
     clips: list[str] = []
     for folder, members in wanted.items():
-        try:
-            names = set(os.listdir(folder))  # noqa: PTH208 - names are all that is wanted
-        except OSError:
-            continue
+        names = _names(folder)
         there.update(path for path in members if os.path.basename(path) in names)  # noqa: PTH119
         clips += [os.path.join(folder, name) for name in names if is_clip(name)]  # noqa: PTH118
+    there |= _fitting(patterns)
     return there, sorted(clips)
+
+
+def missing_by_column(clips: pd.DataFrame, columns: Iterable[str]) -> tuple[dict[str, frozenset[str]], list[str]]:
+    """What the files that a list names lack on disk.
+
+    Args:
+        clips: a row a clip, with `id` and the columns; an empty cell names no file.
+        columns: those that name files.
+
+    Returns:
+        By column the ids of clips whose file is not there; and all clip files that lie beside those of `path`.
+    """
+    missing: dict[str, frozenset[str]] = {}
+    beside: list[str] = []
+    for column in columns:
+        there, clip_files_there = existing(path for path in clips[column] if path)
+        missing[column] = frozenset(clips.loc[(clips[column] != "") & ~clips[column].isin(there), "id"])
+        if column == PATH:
+            beside = clip_files_there
+    return missing, beside
+
+
+def _names(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 - names are all that is wanted
+    except OSError:
+        return set()
+
+
+def _fitting(patterns: list[str]) -> set[str]:
+    """The patterns that a picture fits; each folder is read once."""
+    names = functools.cache(_names)
+    folders = functools.cache(lambda above, matches: sorted(filter(matches, names(above)), key=counted))
+
+    def fits(pattern: str) -> bool:
+        above, name, rest = split_pattern(pattern)
+        matches = pattern_of(name)
+        if not rest:
+            return any(map(is_picture, folders(above, matches)))
+        *between, last = rest
+        return is_picture(last) and any(
+            last in names(os.path.join(above, folder, *between))  # noqa: PTH118
+            for folder in folders(above, matches)
+        )
+
+    return {pattern for pattern in patterns if fits(pattern)}

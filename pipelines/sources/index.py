@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from crmt.errors import BadInputError
+from pipelines.config.modality import PATH
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("id", "path", "label", "split", "group")
@@ -24,13 +25,15 @@ class Listing:
     """What lay behind an index: the lists that were read, and what did not fit together.
 
     `lists`: list file to the SHA-256 of its bytes. `missing`: ids of clips that no file was found for (they stay in the
-    index, and ingest quarantines them). `unlisted`: clip files that no list names. `several`: id to the files that it
+    index, and ingest quarantines them). `missing_in_columns`: the same of the other columns that data.modalities names,
+    where the list names a file there. `unlisted`: clip files that no list names. `several`: id to the files that it
     fits, the first of which is taken. `left_out`: rows of the lists that are not in the index (id, split, reason,
     detail), reason `overlap` or `repeated`. `notes`: how the lists were understood, for people.
     """
 
     lists: dict[str, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
+    missing_in_columns: dict[str, frozenset[str]] = field(default_factory=dict)
     unlisted: tuple[str, ...] = ()
     several: dict[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(LEFT_OUT)))
@@ -40,7 +43,13 @@ class Listing:
         """How many rows were left out, by reason, and how many clips have no file or several."""
         reasons = self.left_out["reason"].value_counts().to_dict()
         counts = {"missing": len(self.missing), "several_files": len(self.several), "unlisted": len(self.unlisted)}
+        counts |= {f"missing_{column}": len(ids) for column, ids in self.missing_in_columns.items()}
         return {**{str(k): int(v) for k, v in reasons.items()}, **counts}
+
+    def missing_in(self, columns: Iterable[str] | None = None) -> frozenset[str]:
+        """Ids of clips without some file that the list names in one of these columns; in any where None."""
+        by_column = {PATH: self.missing, **self.missing_in_columns}
+        return frozenset().union(*(by_column.get(c, frozenset()) for c in (by_column if columns is None else columns)))
 
     def __str__(self) -> str:
         """What does not fit, in one line; empty where all does."""
@@ -50,7 +59,8 @@ class Listing:
         """The same of these clips alone; what the lists leave out or do not name stays as it is."""
         kept = frozenset(ids)
         several = {clip: files for clip, files in self.several.items() if clip in kept}
-        return replace(self, missing=self.missing & kept, several=several)
+        columns = {column: ids & kept for column, ids in self.missing_in_columns.items()}
+        return replace(self, missing=self.missing & kept, missing_in_columns=columns, several=several)
 
     def summary(self) -> dict[str, Any]:
         """The same as JSON, for a cache's card: the lists, the counts and the notes."""
@@ -63,8 +73,9 @@ class ClipIndex:
 
     `clips` has the columns id (str, unique), path (str, absolute), label (int, position in `classes`), split
     (train | validation | test) and group (str: the source video, which lies in one split only), and is sorted by id.
-    An optional column `fingerprint` (str) stands for a clip's content; without it the file's size and time do. Other
-    columns are kept as they are, and decide nothing.
+    An optional column `fingerprint` (str) stands for a clip's content; without it the file's size and time do. Columns
+    that data.modalities names hold files or folders of pictures, absolute, or nothing where a clip has none. Others are
+    kept as they are, and decide nothing.
 
     Raises:
         BadInputError: a duplicate id, an unknown split, a label out of range, or a group in more than one split.
@@ -107,6 +118,20 @@ class ClipIndex:
         turn = shuffled.groupby(["split", "label"]).cumcount().sort_values(kind="stable").index
         clips = shuffled.loc[turn].groupby("split").head(n)
         return replace(self, clips=clips, listing=self.listing.of_clips(clips["id"]))
+
+
+def check_column(index: ClipIndex, modality: str, column: str) -> None:
+    """Refuse a modality whose column the list of clips lacks, or that names no files.
+
+    Raises:
+        BadInputError: names the columns that do.
+    """
+    if column not in index.clips or (column in COLUMNS and column != PATH):
+        usable = [str(c) for c in index.clips if c == PATH or c not in COLUMNS]
+        raise BadInputError(
+            f"data.modalities.{modality}.column: {index.name} has no column {column!r} that names files; it has "
+            f"{', '.join(usable)}"
+        )
 
 
 def overlapping(clips: pd.DataFrame) -> pd.Series:

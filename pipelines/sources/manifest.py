@@ -5,7 +5,10 @@ folder with `manifest.csv` in it. Paths are relative to the file (absolute ones 
 that ffmpeg reads. Labels are any text; classes are the sorted labels. Splits are train, validation and test; without
 validation rows a share of train is carved out. An optional column `group` names the source video, so that cuts of one
 video stay together; a group in two splits is refused, or train's part of it left out (data.on_overlap). Other columns
-are kept in the index, as text. Origin and licence: the user's own. A clip that is missing on disk is quarantined.
+are kept in the index, as text. Those that data.modalities names hold files, relative to the folder of the table like
+`path`: a sound file, a .npy, a folder of pictures; an empty cell says that the clip has none. Where no modality is read
+from `path`, that is but the clip's name. Origin and licence: the user's own. A clip that is missing on disk is
+quarantined.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ import pandas as pd
 import pyarrow
 
 from crmt.errors import BadInputError
+from pipelines.config.modality import PATH
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
-from pipelines.sources.files import check_names, existing
+from pipelines.sources.files import check_names, missing_by_column
 from pipelines.sources.index import COLUMNS, SPLITS, ClipIndex, Listing, without_overlap
 
 REQUIRED = ("path", "label", "split")
@@ -44,6 +48,7 @@ def load(data: DataConfig) -> ClipIndex:
         raise BadInputError(f"{file} has no column {', '.join(missing)} (found {found}). {_FORM}")
     if table.empty:
         raise BadInputError(f"{file} has a header but no rows. {_FORM}")
+    _check_columns(file, table, data)
     _check_rows(file, table)
     classes = tuple(sorted(set(table["label"])))
     if len(classes) < 2:
@@ -57,12 +62,14 @@ def load(data: DataConfig) -> ClipIndex:
             "split": table["split"],
             "group": group,
             **_extra(table),
+            **{column: _files(file, table, column) for column in data.columns if column != PATH},
         }
     )
-    check_names(clips["path"].tolist())
+    for column in {PATH, *data.columns}:
+        check_names(clips[column].tolist())
     kept, left_out = without_overlap("manifest", clips, data.on_overlap)
     _check_classes(file, kept.assign(label=table["label"]))
-    return ClipIndex("manifest", classes, kept, _listing(file, clips, kept, left_out))
+    return ClipIndex("manifest", classes, kept, _listing(file, clips, kept, left_out, data))
 
 
 def _extra(table: pd.DataFrame) -> dict[str, pd.Series]:
@@ -72,12 +79,30 @@ def _extra(table: pd.DataFrame) -> dict[str, pd.Series]:
     return {f"manifest_{c}" if c in taken else str(c): table[c].astype(str) for c in own}
 
 
-def _listing(file: Path, clips: pd.DataFrame, kept: pd.DataFrame, left_out: pd.DataFrame) -> Listing:
-    there, beside = existing(clips["path"])
-    listed = set(clips["path"])
+def _files(file: Path, table: pd.DataFrame, column: str) -> list[str]:
+    """The files that a column names, absolute; nothing where the cell is empty."""
+    cells = table[column].where(table[column].notna(), "").astype(str)
+    return [str(file.parent / cell) if cell.strip() else "" for cell in cells]
+
+
+def _check_columns(file: Path, table: pd.DataFrame, data: DataConfig) -> None:
+    """Refuse a modality whose column the table lacks, or that names no files."""
+    for name, declared in data.declared.items():
+        if declared.column not in table or declared.column in {*REQUIRED, "group"} - {PATH}:
+            usable = [str(c) for c in table if c == PATH or c not in (*REQUIRED, "group")]
+            raise BadInputError(
+                f"data.modalities.{name}.column: {file} has no column {declared.column!r} that names files; it has "
+                f"{', '.join(usable)}"
+            )
+
+
+def _listing(file: Path, clips: pd.DataFrame, kept: pd.DataFrame, left_out: pd.DataFrame, data: DataConfig) -> Listing:
+    missing, beside = missing_by_column(clips, data.columns)
+    listed, left = set(clips[PATH]), set(kept["id"])
     return Listing(
         lists={str(file): hashlib.sha256(file.read_bytes()).hexdigest()},
-        missing=frozenset(kept.loc[~kept["path"].isin(there), "id"]),
+        missing=missing.pop(PATH, frozenset()) & left,
+        missing_in_columns={column: ids & left for column, ids in missing.items()},
         unlisted=tuple(path for path in beside if path not in listed),
         left_out=left_out,
     )

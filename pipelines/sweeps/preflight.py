@@ -20,7 +20,7 @@ from crmt.errors import BadInputError
 from crmt.heads import HEADS
 from crmt.methods import method_class
 from pipelines.clips.batches import STREAM_WORKER_CPUS
-from pipelines.clips.cache import check_modalities
+from pipelines.clips.kinds import check_modalities, kinds_of
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import RunConfig, value_at
 from pipelines.trials.measure import attack_plan
@@ -124,7 +124,7 @@ def check_settings(config: RunConfig) -> None:
     if config.sweep.algorithm == "points" and config.search and not config.sweep.start_with:
         raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
     for encoders in _values_of(config, "model.encoders"):
-        check_modalities(list(encoders))
+        check_modalities(list(encoders), kinds_of(config.data))
         for modality, own in encoders.items():
             for name in _values_of(config, f"model.encoders.{modality}", own):
                 _check_encoder(config, modality, name)

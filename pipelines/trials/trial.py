@@ -264,7 +264,7 @@ class _Trial:
             "config": self.config.model_dump(mode="json"),
             "provenance": self.given.provenance,
             "measured": {k: v for k, v in report.items() if isinstance(v, float | int)},
-            "front_end": {"audio_mean": self.clips.transform.audio_mean, "audio_std": self.clips.transform.audio_std},
+            "front_end": self.clips.transform.front_end(),
             "tau": constants.tau.tolist(),
             "tau_samples": constants.samples,
         }

@@ -57,7 +57,9 @@ def made_up(counts: dict[str, int], seed: int = 0) -> ClipTable:
 
 
 def memory(counts: dict[str, int], rank: int = 0, world: int = 1, **augment: Any) -> MemoryClips:
-    return MemoryClips(made_up(counts), Transform(data_config(**augment), 3.0, 2.0), Placement(rank, world))
+    return MemoryClips(
+        made_up(counts), Transform(data_config(**augment), {"audio": (3.0, 2.0)}), Placement(rank, world)
+    )
 
 
 def ids_of(batches: Any) -> list[str]:
@@ -172,7 +174,7 @@ def test_augmentation_is_what_plain_loops_do(pad: int, flip: bool, shift: int, g
     config = data_config(pad=pad, flip=flip, time_shift=shift, gain=gain)
     table = made_up({"train": 6}, seed)
     draws = Draws.draw(6, config, [seed])
-    inputs = Transform(config, 3.0, 2.0)(table.arrays, draws, torch.device("cpu"))
+    inputs = Transform(config, {"audio": (3.0, 2.0)})(table.arrays, draws, torch.device("cpu"))
     assert inputs["video"].shape == (6, FRAMES, 3, CROP, CROP) and inputs["audio"].shape == (6, 1, MELS, COLUMNS)
     for i in range(6):
         video, audio = naive(table.arrays["video"][i], table.arrays["audio"][i], draws, i, pad, 3.0, 2.0)

@@ -65,7 +65,7 @@ def resized(image: NDArray[np.float64], box: list[float]) -> NDArray[np.float64]
 def test_a_random_resized_crop_is_what_plain_loops_do(low: float, flip: bool, seed: int) -> None:
     data, arrays = config(scale=[low, 1.0], flip=flip), stored(seed)
     draws = Draws.draw(COUNT, data, [seed])
-    inputs = Transform(data, 0.0, 1.0)(arrays, draws, CPU)
+    inputs = Transform(data)(arrays, draws, CPU)
     assert draws.box is not None and inputs["video"].shape == (COUNT, FRAMES, 3, CROP, CROP)
     for i in range(COUNT):
         for name, channel in (("video", 1), ("flow", 0), ("flow", 1)):
@@ -93,7 +93,7 @@ def test_resized_crops_fill_their_ranges() -> None:
 
 def test_a_crop_of_the_whole_square_is_a_plain_resize() -> None:
     data = config(scale=[1.0, 1.0], ratio=[1.0, 1.0], flip=False)
-    inputs = Transform(data, 0.0, 1.0)(stored(), Draws.draw(COUNT, data, [1]), CPU)
+    inputs = Transform(data)(stored(), Draws.draw(COUNT, data, [1]), CPU)
     assert Draws.draw(COUNT, data, [1]).box is not None
     assert inputs["video"].mean() == pytest.approx(stored()["video"].mean() / 255, abs=0.03)
 
@@ -102,12 +102,11 @@ def test_a_crop_of_the_whole_square_is_a_plain_resize() -> None:
 def test_resized_draws_are_those_of_seed_epoch_and_rank(augment: dict[str, Any]) -> None:
     arrays = stored()
     table = ClipTable(np.array(list("abcde")), np.zeros(COUNT, np.int64), np.array(["train"] * COUNT), arrays)
-    whole = list(MemoryClips(table, Transform(config(**augment), 0.0, 1.0)).training(3, 4, 7))
-    again = list(MemoryClips(table, Transform(config(**augment), 0.0, 1.0)).training(3, 4, 7))
-    other = list(MemoryClips(table, Transform(config(**augment), 0.0, 1.0)).training(4, 4, 7))
+    whole = list(MemoryClips(table, Transform(config(**augment))).training(3, 4, 7))
+    again = list(MemoryClips(table, Transform(config(**augment))).training(3, 4, 7))
+    other = list(MemoryClips(table, Transform(config(**augment))).training(4, 4, 7))
     ranks = [
-        list(MemoryClips(table, Transform(config(**augment), 0.0, 1.0), Placement(r, 2)).training(3, 4, 7))
-        for r in range(2)
+        list(MemoryClips(table, Transform(config(**augment)), Placement(r, 2)).training(3, 4, 7)) for r in range(2)
     ]
     for name in arrays:
         assert torch.equal(whole[0].inputs[name], again[0].inputs[name])
@@ -121,7 +120,7 @@ def test_flow_mirrored_goes_the_other_way_and_is_cut_as_the_video_is() -> None:
     arrays["flow"] = np.repeat(arrays["video"][:, :, :1].clip(1), 2, axis=2)  # so that they can be compared
     draws = Draws.draw(COUNT, data, [3])
     assert draws.flip.any() and not draws.flip.all()
-    inputs = Transform(data, 0.0, 1.0)(arrays, draws, CPU)
+    inputs = Transform(data)(arrays, draws, CPU)
     for i in range(COUNT):
         same = (inputs["video"][i, :, 0] * 255 - 1).clamp(0) / 254
         across = 1 - same if draws.flip[i] else same
@@ -129,7 +128,7 @@ def test_flow_mirrored_goes_the_other_way_and_is_cut_as_the_video_is() -> None:
         torch.testing.assert_close(inputs["flow"][i, :, 1], same)
     still = {"flow": np.full((COUNT, FRAMES * CANDIDATES, 2, SIDE, SIDE), 128, np.uint8)}
     for chosen in (draws, None):
-        assert (Transform(data, 0.0, 1.0)(still, chosen, CPU)["flow"] == 0.5).all()
+        assert (Transform(data)(still, chosen, CPU)["flow"] == 0.5).all()
 
 
 # ---- from clips on disk

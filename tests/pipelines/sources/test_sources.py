@@ -114,7 +114,7 @@ def test_a_source_video_in_two_splits_is_refused(splits: tuple[str, str]) -> Non
 def test_unknown_data_set_names_the_nearest() -> None:
     with pytest.raises(BadInputError, match="Did you mean 'avdigits'"):
         sources.load(DataConfig(dataset="avdigit"))
-    assert sources.names() == ["avdigits", "kinetics_sounds", "manifest", "ucf101", "vggsound"]
+    assert sources.names() == ["avdigits", "cav_mae", "kinetics_sounds", "manifest", "ucf101", "vggsound"]
 
 
 def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""The random choices of a training batch, made before a frame is decoded or moved."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.clips.placement import Placement
+from pipelines.config.modality import PATH
+from pipelines.config.schema import AugmentConfig, DataConfig, VideoConfig
+
+Group = tuple[str, int, int, int, int]
+"""Modalities that share their draws: of one column, with the same frames, candidates, size and crop."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of one batch. In memory they are drawn for the GLOBAL batch, whatever the workers."""
+
+    candidate: Tensor
+    """`(B, T)`: which kept frame of each segment."""
+    offset: Tensor
+    """`(B, 2)`: top and left of the crop; below 0 in the padding."""
+    flip: Tensor
+    """`(B,)`: whether a clip's pictures are mirrored, all of them alike."""
+    time_shift: Tensor
+    gain: Tensor
+    box: Tensor | None = None
+    """`(B, 4)` with augment.scale: top, left, height and width of what is cut out and resized."""
+    others: dict[Group, Draws] = field(default_factory=dict)
+    """Those of modalities that are cut otherwise, or lie in another column."""
+
+    @staticmethod
+    def draw(size: int, data: DataConfig, seed: Sequence[int], groups: Iterable[Group | None] = ()) -> Draws:
+        """Draw for a batch.
+
+        Args:
+            size: clips.
+            seed: the same numbers give the same draws.
+            groups: of the modalities, as `group_of` gives them.
+        """
+        base = _draw(size, data.video, data.augment, seed)
+        others = {}
+        for group in sorted({g for g in groups if g is not None}):
+            _, frames, candidates, side, crop = group
+            video = data.video.model_copy(
+                update={"frames": frames, "candidates": candidates, "size": side, "crop": crop}
+            )
+            own = [*seed, zlib.crc32(repr(group).encode())]
+            # one mirror for all pictures: a left and a right camera see one world
+            others[group] = replace(_draw(size, video, data.augment, own), flip=base.flip)
+        return replace(base, others=others)
+
+    def of(self, group: Group | None) -> Draws:
+        """Those of the modalities of a group; None: of data.video and data.audio in `path`."""
+        return self if group is None else self.others[group]
+
+    def mine(self, place: Placement) -> Draws:
+        """This rank's share of them."""
+
+        def share(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[place.rank :: place.world]
+
+        kept = {name: share(values) for name, values in vars(self).items() if name != "others"}
+        return Draws(**kept, others={group: draws.mine(place) for group, draws in self.others.items()})  # type: ignore[arg-type]
+
+
+def group_of(column: str, video: VideoConfig | None, data: DataConfig) -> Group | None:
+    """The group of a modality in `column`, whose pictures are cut as `video` says; None: that of the default ones."""
+    own = _group(column, video or data.video)
+    return None if own == _group(PATH, data.video) else own
+
+
+def _group(column: str, video: VideoConfig) -> Group:
+    return (column, video.frames, video.candidates, video.size, video.crop)
+
+
+def _draw(size: int, video: VideoConfig, augment: AugmentConfig, seed: Sequence[int]) -> Draws:
+    rng = np.random.default_rng(list(seed))
+    room = video.size - video.crop + 2 * augment.pad
+    return Draws(
+        torch.from_numpy(rng.integers(0, video.candidates, (size, video.frames))),
+        torch.from_numpy(rng.integers(0, room + 1, (size, 2))) - augment.pad,
+        torch.from_numpy(rng.random(size) < 0.5) & augment.flip,
+        torch.from_numpy(rng.integers(-augment.time_shift, augment.time_shift + 1, size)),
+        torch.from_numpy(rng.uniform(-augment.gain, augment.gain, size)).float(),
+        _boxes(rng, augment, video.size, size),
+    )
+
+
+def _boxes(rng: np.random.Generator, augment: AugmentConfig, side: int, size: int) -> Tensor | None:
+    """Parts of a square: the area even in augment.scale, the ratio in the logarithm of augment.ratio."""
+    if augment.scale is None:
+        return None
+    area = rng.uniform(augment.scale[0], augment.scale[1], size) * side**2
+    ratio = np.exp(rng.uniform(np.log(augment.ratio[0]), np.log(augment.ratio[1]), size))
+    height, width = np.minimum(np.sqrt(area / ratio), side), np.minimum(np.sqrt(area * ratio), side)
+    top, left = (side - height) * rng.random(size), (side - width) * rng.random(size)
+    return torch.from_numpy(np.stack([top, left, height, width], axis=1)).float()

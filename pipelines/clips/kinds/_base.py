@@ -1,0 +1,167 @@
+"""What a kind of modality is: everything that ingest, batches and models must know of it, in one class."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crmt.modality import Modality
+from pipelines.clips.draws import Draws
+from pipelines.config.modality import ModalityConfig
+from pipelines.config.schema import AudioConfig, DataConfig, FlowConfig, Section, VideoConfig
+
+
+@dataclass(frozen=True)
+class ModalityMeta:
+    """One modality of a cache: the shape and type of a clip as it is stored, and the statistics of the train split.
+
+    `mean` and `std`: one a channel, or one of all, of values as models see them (of pictures in [0, 1]).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Kind(ABC):
+    """One modality of a configuration, of some kind.
+
+    Args:
+        name: of the modality.
+        column: of the list of clips; it names the file.
+        kind: as the configuration gives it.
+        settings: the kind's own, validated.
+        data: the whole section of the configuration.
+    """
+
+    name: str
+    column: str
+    kind: str
+    settings: Any
+    data: DataConfig
+
+    Settings: ClassVar[type[Section]]
+    """The kind's settings: a pydantic section."""
+    standardised: ClassVar[bool] = False
+    """Whether batches are standardised, so that budgets and radii are in standardised units; else the model does it."""
+    media: ClassVar[Literal["video", "audio", "flow"] | None] = None
+    """What `decode_clip` gives of one file, together with the others of that file; None: `read` reads it alone."""
+
+    @classmethod
+    def settings_of(cls, given: ModalityConfig, data: DataConfig) -> Section:
+        """The settings that were given, validated."""
+        del data
+        return cls.Settings.model_validate(given.settings)
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """The settings that the kind takes."""
+        return list(cls.Settings.model_fields)
+
+    # ---- as it is stored
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one clip as it is stored."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype:
+        """Of one clip as it is stored."""
+
+    @property
+    def jpeg(self) -> bool:
+        """Whether it is kept as JPEGs (uint8 of shape (F, 3, H, W) or (F, 2, H, W)); else as its very bytes."""
+        return False
+
+    @property
+    def jpeg_quality(self) -> int:
+        """1 to 100, of those JPEGs."""
+        return (self.pictures or self.data.video).jpeg_quality
+
+    def decides_bytes(self) -> dict[str, Any]:
+        """The settings that a stored byte depends on, for the name of the cache."""
+        return self.settings.model_dump(mode="json")
+
+    def read(self, file: str, seconds: float) -> NDArray[Any]:
+        """A clip's array, of `shape` and `dtype`.
+
+        Args:
+            file: its path.
+            seconds: that are left of data.decode_timeout.
+
+        Raises:
+            DecodeError: the file cannot be used.
+        """
+        raise NotImplementedError(f"kind {self.kind} reads no file of its own")
+
+    def check_header(self, file: str) -> None:  # noqa: B027 - most kinds have nothing to look at
+        """Look at a file before anything is decoded; cheap.
+
+        Raises:
+            DecodeError: it is not what the settings say.
+        """
+
+    # ---- its statistics
+
+    @property
+    def statistics_axis(self) -> int | None:
+        """Axis of `shape` that statistics are taken by; None: one of all values."""
+        return None
+
+    @property
+    def unit(self) -> tuple[float, float]:
+        """`(lowest, scale)`: a stored value s is (s - lowest) / scale to the model."""
+        return 0.0, 1.0
+
+    def with_constants(self, meta: ModalityMeta) -> ModalityMeta:
+        """The statistics with constants of the configuration in their place, where it gives some."""
+        return meta
+
+    # ---- as a model takes it
+
+    @abstractmethod
+    def modality(self, meta: ModalityMeta) -> Modality:
+        """What a model must know of it.
+
+        Args:
+            meta: after `with_constants`.
+        """
+
+    @abstractmethod
+    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
+        """Stored clips to a model's inputs, on their device.
+
+        Args:
+            stored: (B, *shape), of `dtype`.
+            constants: mean and deviation of the batches' standardisation, for kinds that are `standardised`.
+            draws: the random choices of a training batch; None: the plain form of evaluation.
+
+        Returns:
+            (B, *modality.shape), float32, in the modality's space.
+        """
+
+    # ---- what `decode_clip` and the random crops need to know
+
+    @property
+    def pictures(self) -> VideoConfig | None:
+        """How frames are taken and cut, for kinds of pictures."""
+        return None
+
+    @property
+    def sound(self) -> AudioConfig | None:
+        """The front end, for kinds of sound."""
+        return None
+
+    @property
+    def motion(self) -> FlowConfig | None:
+        """How flow is computed, for kinds of flow."""
+        return None

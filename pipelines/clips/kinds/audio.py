@@ -1,0 +1,76 @@
+"""`audio`: the sound of a clip, or of a file of its own, as a spectrogram (1, bands, frames), standardised.
+
+Settings begin from data.audio; those of another front end than that one's begin from its defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crmt.modality import Modality
+from pipelines.clips.draws import Draws
+from pipelines.clips.kinds._base import Kind, ModalityMeta
+from pipelines.config.modality import ModalityConfig
+from pipelines.config.schema import AudioConfig, DataConfig
+from pipelines.decoding.sound import PUBLISHED_FBANK
+
+SPACE, VGGSOUND_SPACE = "standardised log-mel", "standardised log spectrogram"
+
+
+class Audio(Kind):
+    """One channel of bands by time. Batches are standardised already: that is the space of its budgets."""
+
+    Settings = AudioConfig
+    media = "audio"
+    standardised = True
+
+    @classmethod
+    def settings_of(cls, given: ModalityConfig, data: DataConfig) -> AudioConfig:
+        front_end = given.settings.get("front_end", data.audio.front_end)
+        start: dict[str, Any] = data.audio.model_dump() if front_end == data.audio.front_end else {}
+        return AudioConfig.model_validate({**start, **given.settings})
+
+    @property
+    def sound(self) -> AudioConfig:
+        return self.settings
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.sound.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float16)
+
+    def decides_bytes(self) -> dict[str, Any]:
+        return self.sound.model_dump(exclude={"standardise"})  # which batches apply
+
+    def with_constants(self, meta: ModalityMeta) -> ModalityMeta:
+        given = self.sound.standardise
+        if given == "train":
+            return meta
+        mean, std = PUBLISHED_FBANK if given == "published" else given
+        return replace(meta, mean=(mean,), std=(std,))
+
+    def modality(self, meta: ModalityMeta) -> Modality:
+        space = VGGSOUND_SPACE if self.sound.front_end == "vggsound" else SPACE
+        return Modality(
+            name=self.name, shape=meta.shape, channel_axis=0, mean=(0.0,), std=(1.0,), box=None, space=space
+        )
+
+    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
+        standard = (stored.float() - constants[0]) / constants[1]
+        if draws is None:
+            return standard
+        frames = standard.shape[-1]
+        columns = (torch.arange(frames)[None] + draws.time_shift[:, None]).clamp(0, frames - 1).to(stored.device)
+        shifted = standard.gather(3, columns[:, None, None, :].expand_as(standard))
+        return shifted + draws.gain.to(stored.device)[:, None, None, None]
+
+
+KIND = Audio
