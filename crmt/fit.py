@@ -17,7 +17,7 @@ from crmt.errors import BadInputError, CRMTError
 from crmt.heads import HEADS, OrthogonalHead
 from crmt.methods.base import Epoch, Forward, Method, Step
 from crmt.modality import Batch, Inputs, check_batch
-from crmt.model import MultiModalModel, evaluating
+from crmt.model import MultiModalModel, check_initialised, evaluating
 
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "step"]
@@ -174,6 +174,7 @@ def fit(
     if unknown:
         raise BadInputError(f"noise for {', '.join(sorted(unknown))}; the model has {', '.join(model.modalities)}")
     _check_head(model, method)
+    check_initialised(model.state_dict())
     off = _switched_off(model)
     learning = [p for p in model.parameters() if p.requires_grad]
     try:

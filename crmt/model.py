@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from crmt.encoders.registry import build_encoder
@@ -167,20 +168,33 @@ def _width(name: str, encoder: nn.Module, inputs: Tensor) -> int:
     return found.shape[1]
 
 
+def check_initialised(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse parameters without a shape.
+
+    Raises:
+        BadInputError: names the first such parameter.
+    """
+    for name, value in tensors.items():
+        if is_lazy(value):
+            raise BadInputError(f"{name} is of a lazy layer without a shape yet: give the model one batch first")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, parameters frozen and parametrised weights computed once, until the block ends."""
     modes = [(module, module.training) for module in model.modules()]
-    wanted = [p.requires_grad for p in model.parameters()]
+    # a lazy layer's have no value yet, and may not be touched before its first batch
+    wanted = [(p, p.requires_grad) for p in model.parameters() if not is_lazy(p)]
     model.eval()
-    model.requires_grad_(False)
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
     try:
         with parametrize.cached():
             yield
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, grad in zip(model.parameters(), wanted, strict=True):
+        for parameter, grad in wanted:
             parameter.requires_grad_(grad)
 
 

@@ -152,7 +152,8 @@ class Ball:
         return {m: columns(_budget(g.epsilon, like[m]), like[m]) for g in self.groups for m in g.modalities}
 
     def random(self, like: Inputs, generator: torch.Generator | None) -> Inputs:
-        """A δ drawn uniformly from the ball (before any box)."""
+        """A δ drawn uniformly from the ball (before any box), in float32 or better."""
+        like = {m: wide(like[m]) for m in self.attacked}
         result: Inputs = {}
         for g in self.groups:
             first = like[g.modalities[0]]
@@ -162,17 +163,44 @@ class Ball:
                 result |= {m: v * columns(epsilon, v) for m, v in noise.items()}
                 continue
             size = sum(v[0].numel() for v in noise.values())
-            uniform = torch.rand(len(first), generator=generator, device=_device(generator)).to(first)
+            uniform = torch.rand(len(first), generator=generator, device=_device(generator)).to(epsilon)
             scale = epsilon * uniform.pow(1 / size) / _joint_norm(list(noise.values())).clamp_min(1e-38)
             result |= {m: v * columns(scale, v) for m, v in noise.items()}
         return result
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float32 where they are of a smaller type: budgets, lengths and margins are no matter for three digits."""
+    return values.float() if values.is_floating_point() and values.dtype.itemsize < 4 else values
+
+
+def moved(x: Tensor, delta: Tensor) -> Tensor:
+    """x + δ in the type of x. Below float32 it is rounded towards x, since the nearest number may be outside the ball:
+    numbers of bfloat16 near 1 are 0.004 to 0.008 apart."""
+    if x.dtype.itemsize >= 4:
+        return x + delta
+    start = x.float()
+    there = (start + delta).to(x.dtype)
+    beyond = (there.float() - start).abs() > delta.abs()
+    return torch.where(beyond, _nearer(there, x), there)
+
+
+def _nearer(values: Tensor, x: Tensor) -> Tensor:
+    """The next number towards x, of 16-bit floats (CUDA has no torch.nextafter for all of them).
+
+    Those of one sign lie in the order of their bits; next to 0 are the smallest, 1 and, with the sign's bit, -32767.
+    """
+    bits = values.view(torch.int16)
+    next_bits = torch.where((values > 0) == (values > x), bits - 1, bits + 1)
+    from_zero = torch.where(x > 0, 1, -32767).to(torch.int16)
+    return torch.where(values == 0, from_zero, next_bits).view(values.dtype)
 
 
 def clamped(deltas: Inputs, around: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Inputs:
     """δ clamped so that x + δ is in the box, or no further out than x is, which rounding may leave just outside."""
     result = dict(deltas)
     for m, delta in deltas.items():
-        box, x = modalities[m].box, around[m]
+        box, x = modalities[m].box, wide(around[m])
         if box is not None:
             low, high = box
             result[m] = torch.maximum(torch.minimum(x + delta, x.clamp_min(high)), x.clamp_max(low)) - x

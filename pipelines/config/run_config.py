@@ -67,7 +67,9 @@ class RunConfig(Section):
         Raises:
             BadInputError: no such method.
         """
-        return create(self.train.method, **{name: getattr(self.train, name) for name in METHOD_FIELDS})
+        # those of other methods stay in a configuration that compares several
+        own = METHOD_FIELDS.keys() & set(method_class(self.train.method).parameters())
+        return create(self.train.method, **{name: getattr(self.train, name) for name in own})
 
     def resolved(self) -> RunConfig:
         """The same configuration with the method's own defaults written out and other methods' fields null."""
