@@ -95,6 +95,19 @@ class Door:
         files = (m.name for m in iter_modules(import_module(self.package).__path__))
         return sorted(f for f in files if not f.startswith("_") and f not in self.shared)
 
+    def check(self, name: str) -> None:
+        """Refuse a name that is none of ours; what a path names may lie on another machine, so it is not imported.
+
+        Raises:
+            BadInputError: no such part, with the nearest name of ours.
+        """
+        valid = self.names()
+        if not is_path(name) and name not in valid:
+            near = get_close_matches(name, valid, n=1, cutoff=0.4)
+            hint = f". Did you mean {near[0]!r}?" if near else ""
+            kind = self.what.split(" ", 1)[-1]
+            raise BadInputError(f"no {kind} {name!r}. Valid: {', '.join(valid)}, or package.module:Name{hint}")
+
     def find(self, name: str) -> Any:
         """The part of that name.
 
@@ -106,10 +119,5 @@ class Door:
         """
         if is_path(name):
             return import_path(name, self.what)
-        valid = self.names()
-        if name not in valid:
-            near = get_close_matches(name, valid, n=1, cutoff=0.4)
-            hint = f". Did you mean {near[0]!r}?" if near else ""
-            kind = self.what.split(" ", 1)[-1]
-            raise BadInputError(f"no {kind} {name!r}. Valid: {', '.join(valid)}, or package.module:Name{hint}")
+        self.check(name)
         return getattr(import_module(f"{self.package}.{name}"), self.attribute)

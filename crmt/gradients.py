@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,24 @@ from crmt.modality import Inputs
 from crmt.model import MultiModalModel
 
 _PROBE_SEED = 0
+
+
+@dataclass(frozen=True)
+class GradientConstants:
+    """Largest gradient norms seen over `samples` training inputs; they compose over disjoint sets by `merged`."""
+
+    tau: Tensor
+    """τ̂_k^(m) = max_i ‖∇ s_k^(m)(x_i^(m))‖₂, `(M, K)`."""
+    pair: Tensor | None
+    """max_i ‖∇ (s_y^(m) − s_j^(m))(x_i^(m))‖₂, `(M, K, K)`; what the radius of a head with a = 1 needs."""
+    samples: int
+
+    def merged(self, other: GradientConstants) -> GradientConstants:
+        """Of the union of both sets."""
+        pair = None
+        if self.pair is not None and other.pair is not None:
+            pair = torch.maximum(self.pair, other.pair)
+        return GradientConstants(torch.maximum(self.tau, other.tau), pair, self.samples + other.samples)
 
 
 def check_grad_mode() -> None:

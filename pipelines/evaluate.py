@@ -39,7 +39,7 @@ from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import check_free, now, open_run, read_card
 from pipelines.runs.trial_rows import trial_row, updated_row
 from pipelines.sweeps.preflight import check_settings, settled
-from pipelines.trials.certify import SmoothingStore, exact_arithmetic
+from pipelines.trials.certify import ClipStore, exact_arithmetic
 from pipelines.trials.launch import device_of
 from pipelines.trials.measure import Measured, Measurement
 from pipelines.trials.sessions import LocalSession
@@ -145,7 +145,7 @@ def _measured(
         constants = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))
         training = predict(model, clips.ordered("train"), missing=False)
         reference = training.mean_contributions(model.head)
-        stored = SmoothingStore(store, TRIAL, session.place.rank)
+        stored = ClipStore(store, TRIAL, session.place.rank)
         measure = Measurement(config, clips, session.gather, session.progress, stored=stored)
         stage = "step2" if method_class(config.train.method).step2 else "step1"
         return stage, measure(model, constants, reference, stage, True)

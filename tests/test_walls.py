@@ -18,6 +18,8 @@ FOREIGN_TO_CRMT = {
 }  # fmt: skip
 
 CRMT_LAYERS = (
+    ("crmt.evaluation",),
+    ("crmt.certification",),
     ("crmt.predictions", "crmt.integration", "crmt.fit"),
     ("crmt.methods", "crmt.certificates"),
     ("crmt.attacks",),

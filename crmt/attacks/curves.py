@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from crmt.attacks.balls import Ball
+from crmt.attacks.base import DEFAULT_SETTINGS, AttackSettings
 from crmt.attacks.grid import GridRun
-from crmt.attacks.registry import PARTS, AttackSettings, check_attack
+from crmt.attacks.registry import find_attack
 from crmt.errors import BadInputError
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
@@ -38,41 +39,30 @@ class AttackPlan:
     """Which attacks run, in which balls, with which budgets."""
 
     names: tuple[str, ...] = ("fgm", "pgd")
-    """Of `crmt.attacks.ATTACKS`."""
+    """Of `crmt.attacks.attack_names()`, or `package.module:Name` of the user's own code."""
     balls: tuple[str, ...] = ("joint", "each")
     """`joint`, `each` (every modality alone), or modalities' names."""
     epsilons: tuple[float, ...] = (0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4)
     product: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """A grid of product balls: budgets by modality, every combination. Empty: none."""
     norm: Literal["l2", "linf"] = "l2"
-    loss: str = "margin"
-    """Of FGM and PGD."""
-    steps: int = 20
-    """Of PGD and the minimal-norm attack; APGD takes twice as many."""
-    restarts: int = 1
-    targets: int = AttackSettings.targets
-    queries: int = AttackSettings.queries
+    settings: AttackSettings = DEFAULT_SETTINGS
+    """How hard they try."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in self.names:
-            check_attack(name)
-        _ = self.settings
+            find_attack(name)
         for modality, budgets in self.product.items():
             if not budgets:
                 raise BadInputError(f"attack.product: {modality!r} has no budgets: give at least one")
         if self.balls and not self.epsilons:
             raise BadInputError("attack.epsilons is empty: give at least one budget")
 
-    @property
-    def settings(self) -> AttackSettings:
-        return AttackSettings(
-            loss=self.loss,
-            steps=self.steps,
-            restarts=self.restarts,
-            targets=self.targets,
-            queries=self.queries,
-        )
+    def settings_of(self, attack: str) -> dict[str, str | int]:
+        """What of this plan an attack takes notice of."""
+        found = find_attack(attack)
+        return self.settings.chosen(found.settings) | ({"seed": self.seed} if found.random else {})
 
     def attacked(self, modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Ball name to the modalities that it attacks. With one modality, `joint` and `each` are the same ball.
@@ -134,8 +124,9 @@ def attack_curves(
     """Attack every input in every ball at every budget. Progress counts inputs × balls.
 
     An attack drops an input once it is broken and starts a larger ball from a smaller one's result, so its accuracy
-    never rises with the budget; FGM and noise are at each budget by themselves. `auto` counts as broken whatever any
-    attack of the plan broke in that ball or in one that it contains, and runs its other parts on the rest.
+    never rises with the budget; FGM and noise are at each budget by themselves. An attack that is made of others, as
+    `auto` is, counts as broken whatever any attack of the plan broke in that ball or in one that it contains, and runs
+    those of its parts on the rest that the plan does not list.
     """
     found: dict[tuple[str, str], list[Tensor]] = {}
     budgets: dict[str, tuple[Budget, ...]] = {}
@@ -153,22 +144,27 @@ def _batch(
     model: MultiModalModel, batch: Batch, grids: Mapping[str, Grid], plan: AttackPlan, seed: int, progress: Progress
 ) -> dict[tuple[str, str], Tensor]:
     """Which inputs every attack of the plan breaks in every ball: `(B, E)` by attack and ball."""
+    attacks = {name: find_attack(name) for name in plan.names}
+    single = {name: attack for name, attack in attacks.items() if not attack.parts()}
+    made_of = {
+        name: [p for p in attack.parts() if p not in single] for name, attack in attacks.items() if attack.parts()
+    }
     broken: dict[tuple[str, str], Tensor] = {}
-    auto: dict[str, Tensor] = {}
-    listed = [a for a in plan.names if a != "auto"]
+    by_ball: dict[str, dict[str, Tensor]] = {name: {} for name in made_of}
     # small balls first: what breaks one of them breaks the balls that contain it
-    for name in sorted(grids, key=lambda n: (n == "product", len(grids[n].balls[0].attacked))):
-        run = GridRun(model, batch, grids[name].balls, plan.settings, seed)
-        for attack in listed:
-            broken[attack, name] = run.attack(attack)
-        if "auto" in plan.names:
-            known = _contained(grids, name, auto, batch)
-            for attack in listed:
-                known |= broken[attack, name]
-            auto[name] = run.auto(known, [a for a in PARTS if a not in listed])
+    for ball in sorted(grids, key=lambda n: (n == "product", len(grids[n].balls[0].attacked))):
+        run = GridRun(model, batch, grids[ball].balls, plan.settings, seed)
+        for name, attack in single.items():
+            broken[name, ball] = run.attack(attack)
+        for name, parts in made_of.items():
+            known = _contained(grids, ball, by_ball[name], batch)
+            for other in single:
+                known |= broken[other, ball]
+            by_ball[name][ball] = run.made_of([find_attack(p) for p in parts], known)
         progress(len(batch.labels))
-    for name in auto:
-        broken["auto", name] = auto[name] | _contained(grids, name, auto, batch)
+    for name, found in by_ball.items():
+        for ball, tensor in found.items():
+            broken[name, ball] = tensor | _contained(grids, ball, found, batch)
     return broken
 
 

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from crmt.attacks.balls import Ball, Group
-from crmt.attacks.minimal import minimal_norm
-from crmt.attacks.registry import ATTACKS, AttackSettings, Call, in_turn
+from crmt.attacks.base import Attack, AttackSettings, Call, run_in_turn
 from crmt.attacks.search import AttackResult
 from crmt.modality import Batch, Inputs
 from crmt.model import MultiModalModel
-
-ONE_BUDGET = ("fgm", "noise")
-"""Reported in each ball by itself: what they find in a smaller one says nothing about them in a larger one."""
 
 
 class GridRun:
@@ -34,26 +30,28 @@ class GridRun:
         self.seed = seed
         self.inside = [[j for j in range(i) if ball.contains(self.balls[j])] for i, ball in enumerate(self.balls)]
 
-    def attack(self, name: str) -> Tensor:
+    def attack(self, attack: Attack) -> Tensor:
         """Which inputs that attack breaks in each ball, `(B, E)`."""
-        if name in ONE_BUDGET:
+        if not attack.uses_start:
             generator = self._generator()
-            return torch.stack([ATTACKS[name](self._call(b, generator)).broken for b in self.balls], dim=1)
-        if name == "minimal_norm" and self._one_budget():
-            return self._nearest(torch.arange(len(self.batch.labels), device=self.batch.labels.device))
-        return self._search(ATTACKS[name], self._nothing())
+            return torch.stack([attack.run(self._call(b, generator)).broken for b in self.balls], dim=1)
+        everywhere = torch.arange(len(self.batch.labels), device=self.batch.labels.device)
+        nearest = self._within_radii(attack, everywhere)
+        return self._search(attack.run, self._none_broken()) if nearest is None else nearest
 
-    def auto(self, known: Tensor, parts: Sequence[str]) -> Tensor:
+    def made_of(self, parts: Sequence[Attack], known: Tensor) -> Tensor:
         """`known`, `(B, E)`, and what these attacks, one after the other, break of the rest."""
         broken = known.clone()
-        rest = list(parts)
-        if "minimal_norm" in rest and self._one_budget():  # one pass settles most budgets of most inputs
-            rest.remove("minimal_norm")
+        rest = []
+        for part in parts:
             rows = (~broken.all(1)).nonzero().squeeze(1)
-            if len(rows):
-                broken[rows] |= self._nearest(rows)
+            nearest = self._within_radii(part, rows)  # one run settles most budgets of most inputs
+            if nearest is None:
+                rest.append(part)
+            else:
+                broken[rows] |= nearest
 
-        return self._search((lambda call: in_turn(call, rest)) if rest else None, broken)
+        return self._search((lambda call: run_in_turn(call, rest)) if rest else None, broken)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -61,25 +59,21 @@ class GridRun:
     def _call(self, ball: Ball, generator: torch.Generator, start: Inputs | None = None) -> Call:
         return Call(self.model, self.batch.inputs, self.batch.labels, ball, self.settings, start, generator)
 
-    def _nothing(self) -> Tensor:
+    def _none_broken(self) -> Tensor:
         labels = self.batch.labels
         return torch.zeros(len(labels), len(self.balls), dtype=torch.bool, device=labels.device)
 
-    def _one_budget(self) -> bool:
-        return all(len(b.groups) == 1 for b in self.balls)
-
-    def _nearest(self, rows: Tensor) -> Tensor:
-        """One pass of the minimal-norm attack for all budgets."""
-        group = self.balls[0].groups[0]
-        call = self._call(Ball((Group(group.modalities, 1.0),), self.balls[0].norm), self._generator()).on(rows)
-        found = minimal_norm(
-            *call.given,
-            steps=self.settings.steps,
-            restarts=self.settings.restarts,
-            generator=call.generator,
-        )
-        budgets = torch.tensor([float(b.groups[0].epsilon) for b in self.balls]).to(found.radius)
-        return found.radius[:, None] <= budgets
+    def _within_radii(self, attack: Attack, rows: Tensor) -> Tensor | None:
+        """Which of these inputs are broken in each ball, `(R, E)`, by one run for all budgets. None where the attack
+        has no radii to tell, or the balls more than one budget each."""
+        if type(attack).smallest_radii is Attack.smallest_radii or any(len(b.groups) > 1 for b in self.balls):
+            return None
+        budgets = [float(b.groups[0].epsilon) for b in self.balls]
+        if not len(rows):
+            return torch.zeros(0, len(budgets), dtype=torch.bool, device=rows.device)
+        unit = Ball((Group(self.balls[0].groups[0].modalities, 1.0),), self.balls[0].norm)
+        radius = attack.smallest_radii(self._call(unit, self._generator()).on(rows))
+        return None if radius is None else radius[:, None] <= torch.tensor(budgets).to(radius)
 
     def _search(self, attack: Callable[[Call], AttackResult] | None, known: Tensor) -> Tensor:
         broken = known.clone()

@@ -134,9 +134,9 @@ class Search:
         """δ of the first run: from adversarial inputs of the whole batch, or 0."""
         if start is None:
             return {m: torch.zeros_like(x) for m, x in self.attacked.items()}
-        return self.project(self.given(start))
+        return self.project(self.from_inputs(start))
 
-    def given(self, start: Mapping[str, Tensor]) -> Inputs:
+    def from_inputs(self, start: Mapping[str, Tensor]) -> Inputs:
         """δ of adversarial inputs of the whole batch, as far out as they are."""
         check_inputs({m: self.model.modalities[m] for m in self.best}, start)
         count = len(self.margin)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crmt.attacks.balls import Ball, Group, chosen, columns
+from crmt.attacks.base import Attack, Call
 from crmt.attacks.search import AttackResult, Search, check_counts
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, evaluating
@@ -180,3 +181,16 @@ def _unit(plane: Tensor) -> Tensor:
     """Every channel of length 1, or 0."""
     length = plane.flatten(2).norm(dim=2)[..., None, None]
     return plane / torch.where(length > 0, length, torch.ones_like(length))
+
+
+class Square(Attack):
+    title = "Square"
+    settings = ("queries",)
+    random = True
+    place_in_auto = 60
+
+    def run(self, call: Call) -> AttackResult:
+        return square(*call.target, queries=call.settings.queries, start=call.start, generator=call.generator)
+
+
+ATTACK = Square

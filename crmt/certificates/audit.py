@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from crmt.attacks import attack as run_attack
 from crmt.attacks.balls import Ball
-from crmt.attacks.registry import AttackSettings, check_attack
+from crmt.attacks.base import DEFAULT_SETTINGS, AttackSettings
+from crmt.attacks.registry import find_attack
 from crmt.certificates.radius import Radii
-from crmt.certificates.smoothing import CERTIFICATE as SMOOTHING
 from crmt.errors import BadInputError
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
@@ -22,6 +22,30 @@ from crmt.progress import Progress, silent
 INSIDE = 0.99
 FAR = 100.0
 """Radii are audited up to so many times 1 + the length of the input: an infinite one, too, is put to the test."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPlan:
+    """Which attack tries to break the radii of a certificate, on how many clips."""
+
+    attack: str = "auto"
+    """By name, or `package.module:Name` of the user's own code."""
+    settings: AttackSettings = field(default_factory=lambda: AttackSettings(restarts=2))
+    samples: int = 128
+    """The first clips of a fixed order; 0 leaves the audit out, and the result says so."""
+    seed: int = 0
+
+    def settings_said(self, attack: str | None = None) -> dict[str, Any]:
+        """What is stored beside the radii.
+
+        Args:
+            attack: the certificate's own, in words, which takes steps and restarts; None: the one of the plan.
+        """
+        if not self.samples:
+            return {"audit": None}
+        takes = ("steps", "restarts")
+        said: dict[str, Any] = {"audit": attack or self.attack, **self.settings.chosen(takes), "seed": self.seed}
+        return said if attack else said | {k: getattr(self.settings, k) for k in ("queries", "targets")}
 
 
 class Audit(NamedTuple):
@@ -40,18 +64,18 @@ def audit(
     radii: Radii,
     *,
     attack: str = "auto",
-    steps: int = 20,
-    restarts: int = 1,
-    queries: int = AttackSettings.queries,
-    targets: int = AttackSettings.targets,
+    settings: AttackSettings = DEFAULT_SETTINGS,
     generator: torch.Generator | None = None,
 ) -> dict[str, Audit]:
     """Attack at 0.99 r jointly and at 0.99 r^(m) each modality alone, in ℓ2: ball name to `Audit`.
 
     Args:
-        inputs: `(N, *shape)` each. labels: `(N,)`. radii: of these inputs.
-        attack: by name; `auto` is the strongest there is. steps, restarts, queries, targets: of it, as in
-            `AttackSettings`.
+        inputs: `(N, *shape)` each.
+        labels: `(N,)`.
+        radii: of these inputs.
+        attack: by name, or `package.module:Name` of the user's own; `auto` is the strongest there is.
+        settings: how hard it tries.
+        generator: for what it draws.
 
     Returns: audits on the inputs' device.
 
@@ -59,12 +83,11 @@ def audit(
         BadInputError: not as many radii as inputs, radii of a smoothed classifier, an unknown attack, and as any
             attack.
     """
-    if radii.certificate == SMOOTHING:
+    if radii.smoothed:
         raise BadInputError("these radii are of the smoothed classifier, not of the model: use audit_smoothing")
     if len(radii.joint) != len(labels):
         raise BadInputError(f"{len(radii.joint)} radii for {len(labels)} inputs: give the radii of these very inputs")
-    check_attack(attack)
-    settings = AttackSettings(steps=steps, restarts=restarts, queries=queries, targets=targets)
+    find_attack(attack)  # also where no radius is positive
     device = next(iter(inputs.values())).device
     labels = labels.to(device)
     budgets = {"joint": radii.joint} | {m: radii.unimodal[:, i] for i, m in enumerate(radii.modalities)}
@@ -101,10 +124,7 @@ def audit_batches(
     radii: Radii,
     *,
     attack: str = "auto",
-    steps: int = 20,
-    restarts: int = 1,
-    queries: int = AttackSettings.queries,
-    targets: int = AttackSettings.targets,
+    settings: AttackSettings = DEFAULT_SETTINGS,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Audit]:
@@ -125,10 +145,7 @@ def audit_batches(
                 batch.labels,
                 _part(radii, here),
                 attack=attack,
-                steps=steps,
-                restarts=restarts,
-                queries=queries,
-                targets=targets,
+                settings=settings,
                 generator=generator,
             )
         )

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crmt.certificates.base import Basis, IntegrationConstants, ScoreCertificate
 from crmt.certificates.radius import Radii, radii
 from crmt.errors import BadInputError
-from crmt.gradients import check_grad_mode, input_gradients
+from crmt.gradients import GradientConstants, check_grad_mode, input_gradients
 from crmt.heads import Head, OrthogonalHead
 from crmt.modality import Batch, check_batch
 from crmt.model import MultiModalModel, evaluating
 
-CERTIFICATE = "estimate"
+NAME = "estimate"
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def estimated_radii(
         BadInputError: labels out of range, or a head with a = 1 without the constants of pairs.
     """
     return radii(
-        CERTIFICATE,
+        NAME,
         head.modalities,
         head.integration.to(scores) * scores,  # scores are often kept on the CPU
         head.bias.to(scores),
@@ -53,24 +54,6 @@ def estimated_radii(
 
 _JACOBIAN_ELEMENTS = 32 * 2**20
 """In float64, held at once."""
-
-
-@dataclass(frozen=True)
-class GradientConstants:
-    """Largest gradient norms seen over `samples` training inputs; they compose over disjoint sets by `merged`."""
-
-    tau: Tensor
-    """τ̂_k^(m) = max_i ‖∇ s_k^(m)(x_i^(m))‖₂, `(M, K)`."""
-    pair: Tensor | None
-    """max_i ‖∇ (s_y^(m) − s_j^(m))(x_i^(m))‖₂, `(M, K, K)`; what the radius of a head with a = 1 needs."""
-    samples: int
-
-    def merged(self, other: GradientConstants) -> GradientConstants:
-        """Of the union of both sets."""
-        pair = None
-        if self.pair is not None and other.pair is not None:
-            pair = torch.maximum(self.pair, other.pair)
-        return GradientConstants(torch.maximum(self.tau, other.tau), pair, self.samples + other.samples)
 
 
 def _class_gradients(model: MultiModalModel, inputs: dict[str, Tensor]) -> Iterator[list[Tensor]]:
@@ -159,3 +142,29 @@ def _with_pairs(gram: Tensor, dtype: torch.dtype) -> GradientConstants:
     difference = square[..., :, None] + square[..., None, :] - 2 * gram
     tau, pair = square.amax(0).clamp_min(0).sqrt(), difference.clamp_min(0).amax(0).sqrt()
     return GradientConstants(tau.to(dtype), pair.to(dtype), len(gram))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(ScoreCertificate):
+    """The paper's radius, with τ̂ in place of τ."""
+
+    name = NAME
+    title = "estimated"
+    word = "estimated radius"
+    sound = False
+    meaning = "estimated radius from training gradients: not sound, audited by attack"
+    needs_tau = True
+
+    def basis(self, model: MultiModalModel, tau: GradientConstants | None) -> Basis:  # noqa: ARG002
+        if tau is None:
+            raise BadInputError("the estimated radius needs gradients of training clips: give `training`")
+        return Basis(tau, {"tau_samples": tau.samples})
+
+    def radii(self, model: MultiModalModel, scores: Tensor, labels: Tensor, basis: Basis) -> Radii:
+        return estimated_radii(model.head, scores, labels, basis.constants)
+
+    def integration_constants(self, model: MultiModalModel, tau: Tensor) -> IntegrationConstants:  # noqa: ARG002
+        return IntegrationConstants(tau, "sum")
+
+
+CERTIFICATE = Estimate

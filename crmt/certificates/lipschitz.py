@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from crmt.certificates.base import Basis, IntegrationConstants, ScoreCertificate
 from crmt.certificates.radius import Radii, radii
 from crmt.encoders.lipschitz import LipschitzEncoder
 from crmt.errors import BadInputError, CRMTError
+from crmt.gradients import GradientConstants
 from crmt.heads import ConcatHead, Head, OrthogonalHead
 from crmt.modality import check_labels
 from crmt.model import MultiModalModel, evaluating
 
-CERTIFICATE = "lipschitz"
+NAME = "lipschitz"
 TOLERANCE = 1e-3
 """A layer whose norm is above 1 + TOLERANCE is refused; below, its verified bound is multiplied in."""
 OVERSAMPLING = 8
@@ -233,7 +236,7 @@ def lipschitz_radii(head: Head, scores: Tensor, labels: Tensor, constants: Tenso
     scale = contributions.abs().amax(2).sum(1) + bias.abs().max()
     slack = F.one_hot(labels, scores.shape[2]) * (ROUNDING[scores.dtype] * (1 + scale) / scores.shape[1])[:, None]
     return radii(
-        CERTIFICATE,
+        NAME,
         head.modalities,
         contributions - slack[:, None, :],
         bias,
@@ -254,3 +257,42 @@ def pair_constants(head: Head, constants: Tensor) -> Tensor:
         # float64 leaves 1e-16 of the sum in the difference of equal rows; 1e-13 keeps the bound above the truth
         distances.append((total - 2 * gram).clamp_min(0).add(1e-13 * total).sqrt().fill_diagonal_(0))
     return constants.to(distances[0])[:, None, None] * torch.stack(distances)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lipschitz(ScoreCertificate):
+    """Radii from encoders whose Lipschitz constants are verified."""
+
+    name = NAME
+    title = "certified"
+    word = "certified radius"
+    sound = True
+    meaning = "certified radius from 1-Lipschitz encoders: sound"
+    exact_arithmetic = True
+
+    def check_head(self, head: type[Head], method: str) -> None:
+        if not head.additive:
+            raise BadInputError(
+                f"certify.certificates: {self.name} cannot certify {method}, whose head mixes the modalities before "
+                "its scores"
+            )
+
+    def check_encoder(self, modality: str, encoder: str, lipschitz: bool) -> None:
+        if not lipschitz:
+            raise BadInputError(
+                f"certify.certificates: {self.name} needs encoders that are 1-Lipschitz, such as lipschitz_conv; "
+                f"model.encoders.{modality} is {encoder}"
+            )
+
+    def basis(self, model: MultiModalModel, tau: GradientConstants | None) -> Basis:  # noqa: ARG002
+        proved = lipschitz_constants(model)
+        return Basis(proved, {"lipschitz_constants": dict(zip(model.modalities, proved.tolist(), strict=True))})
+
+    def radii(self, model: MultiModalModel, scores: Tensor, labels: Tensor, basis: Basis) -> Radii:
+        return lipschitz_radii(model.head, scores, labels, basis.constants)
+
+    def integration_constants(self, model: MultiModalModel, tau: Tensor) -> IntegrationConstants:
+        return IntegrationConstants(lipschitz_constants(model).cpu()[:, None].expand_as(tau), "orthogonal")
+
+
+CERTIFICATE = Lipschitz

@@ -15,7 +15,7 @@ class Radii:
     """Radii of N inputs, in ℓ2 and in the space of each modality; never to be shown without `certificate`."""
 
     certificate: str
-    """`estimate` (not sound), `lipschitz` or `smoothing`."""
+    """By its name: whether it is sound, its class says."""
     modalities: tuple[str, ...]
     joint: Tensor
     """r(x), `(N,)`; 0 where the prediction is wrong."""
@@ -23,6 +23,8 @@ class Radii:
     """r^(m)(x), `(N, M)`: that modality attacked alone."""
     indicator: Tensor
     """η^(m) at the class that attains r(x), `(N, M)`: the vulnerability indicator."""
+    smoothed: bool = False
+    """Whether they are of a smoothed classifier instead of the model: attacks on the model say nothing about them."""
 
 
 def pairwise_radii(contributions: Tensor, bias: Tensor, labels: Tensor, constants: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from crmt.attacks.balls import Ball
-from crmt.attacks.gradient import pgd
+from crmt.attacks.pgd import pgd
 from crmt.attacks.search import check_counts
 from crmt.certificates.audit import INSIDE, Audit
-from crmt.certificates.smoothing import (
+from crmt.certificates.sampling import (
     ABSTAINED,
     SmoothedClip,
     SmoothingSettings,

@@ -12,9 +12,13 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
+from crmt.certificates import Certificate
+from crmt.certificates import create as create_certificate
+from crmt.doors import split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import Method, create, method_class
 from pipelines.config.schema import (
+    CERTIFICATE_SECTIONS,
     METHOD_FIELDS,
     AttackConfig,
     CertifyConfig,
@@ -70,6 +74,22 @@ class RunConfig(Section):
         # those of other methods stay in a configuration that compares several
         own = METHOD_FIELDS.keys() & set(method_class(self.train.method).parameters())
         return create(self.train.method, **{name: getattr(self.train, name) for name in own})
+
+    def certificates(self) -> list[Certificate]:
+        """The certificates with their settings.
+
+        Raises:
+            BadInputError: no such certificate, a setting that it does not take, or two of one name.
+        """
+        found: dict[str, Certificate] = {}
+        for given in self.certify.certificates:
+            path, arguments = split_arguments(given)
+            section = getattr(self.certify, path, None) if path in CERTIFICATE_SECTIONS else None
+            certificate = create_certificate(path, **(section.model_dump() if section else {}) | arguments)
+            if certificate.name in found:
+                raise BadInputError(f"certify.certificates: two are called {certificate.name!r}: rename one")
+            found[certificate.name] = certificate
+        return list(found.values())
 
     def resolved(self) -> RunConfig:
         """The same configuration with the method's own defaults written out and other methods' fields null."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -17,12 +18,18 @@ from pydantic import (
     model_validator,
 )
 
+from crmt.attacks.registry import DOOR as ATTACKS
+from crmt.certificates import DOOR as CERTIFICATES
+from crmt.certificates import certificate_class, certificate_names
+from crmt.certificates import create as create_certificate
+from crmt.certificates.estimate import Estimate
+from crmt.doors import Door, split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
 from pipelines.infra.storage import holds_secret
 
 
-def _each_once(values: list[str]) -> list[str]:
+def _each_once(values: list[Any]) -> list[Any]:
     twice = [v for i, v in enumerate(values) if v in values[:i]]
     if twice:
         raise ValueError(f"{twice[0]} is listed twice")
@@ -33,8 +40,19 @@ def _as_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-AttackName = Literal["fgm", "pgd", "apgd_ce", "apgd_dlr", "minimal_norm", "square", "noise", "auto"]
-Certificate = Literal["estimate", "lipschitz", "smoothing"]
+def _known_to(door: Door) -> AfterValidator:
+    """Refuses a name that is none of ours. What a path names is looked for by the preflight."""
+
+    def check(given: Any) -> Any:
+        door.check(split_arguments(given)[0])
+        return given
+
+    return AfterValidator(check)
+
+
+AttackName = Annotated[str, _known_to(ATTACKS)]
+Certificate = Annotated[str | dict[str, Any], _known_to(CERTIFICATES)]
+"""A name, `package.module:Name`, or {path: package.module:Name, ...settings}."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -310,7 +328,8 @@ class AttackConfig(Section):
 
     norm: Literal["l2", "linf"] = "l2"
     names: Annotated[list[AttackName], Field(min_length=1), AfterValidator(_each_once)] = ["fgm", "pgd"]
-    """`auto` runs all of them but noise, cheapest first, on what still stands."""
+    """Of crmt/attacks/, or `package.module:Name` of your own code. `auto` runs all of ours but noise, cheapest first,
+    on what still stands."""
     epsilons: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4]
     balls: list[str] = ["joint", "each"]
     """`joint`: one budget over all modalities; `each`: every modality alone; or a modality's name."""
@@ -330,27 +349,45 @@ class AttackConfig(Section):
     """Test clips that are attacked; all when left out."""
 
 
-class SmoothingConfig(Section):
-    """Randomised smoothing: what the certificate `smoothing` needs."""
+class _CertificateFields(Section):
+    """The settings of one certificate, which says itself what it admits."""
 
-    sigmas: dict[str, Positive] = {}
-    """modality: deviation of the noise, in its space; every modality of the model needs one."""
-    n0: Count = 100
-    """Noisy copies that choose the class."""
-    n: Count = 1000
-    """Noisy copies that bound its probability."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
-    """Each radius holds with probability 1 - alpha."""
-    samples: Count | None = 100
-    """Test clips that are smoothed; all when null."""
+    certificate: ClassVar[str]
+
+    @model_validator(mode="after")
+    def _certificate_takes_them(self) -> Self:
+        create_certificate(self.certificate, **self.model_dump())
+        return self
 
 
-class CertifyConfig(Section):
-    """Radii on the test split, and the attack that audits them."""
+def _certificate_section(name: str) -> type[Section]:
+    """The fields of a certificate of ours, with its defaults."""
+    kind = certificate_class(name)
+    hints = get_type_hints(kind)
+    own: dict[str, Any] = {
+        f.name: (hints[f.name], Field(default_factory=f.default_factory) if callable(f.default_factory) else f.default)
+        for f in fields(kind)
+    }
+    section: type[Section] = create_model(f"_{kind.__name__}Settings", __base__=_CertificateFields, **own)
+    section.certificate = name  # type: ignore[attr-defined]
+    return section
 
-    certificates: Annotated[list[Certificate], Field(min_length=1), AfterValidator(_each_once)] = ["estimate"]
-    """estimate: the paper's, not sound; lipschitz: sound, for 1-Lipschitz encoders; smoothing: sound but for alpha."""
-    smoothing: SmoothingConfig = SmoothingConfig()
+
+CERTIFICATE_SECTIONS = {
+    name: _certificate_section(name) for name in certificate_names() if certificate_class(name).parameters()
+}
+_SECTIONS: dict[str, Any] = {name: (section, section()) for name, section in CERTIFICATE_SECTIONS.items()}
+_WithCertificateSections: Any = create_model("_WithCertificateSections", __base__=Section, **_SECTIONS)
+
+
+class CertifyConfig(_WithCertificateSections):
+    """Radii on the test split, and the attack that audits them; and the settings of each certificate that has any, as
+    `certify.<name>.<field>`."""
+
+    certificates: Annotated[list[Certificate], AfterValidator(_each_once)] = Field(
+        default_factory=lambda: [Estimate.name], min_length=1
+    )
+    """Of crmt/certificates/, or `package.module:Name` of your own code (with settings: {path: ..., setting: ...})."""
     audit_attack: AttackName = "auto"
     audit_steps: Count = 20
     audit_restarts: Count = 2

@@ -96,19 +96,15 @@ TABLES: dict[str, pa.Schema] = {
             "settings": _S,  # JSON: what the radius rests on (τ's samples, constants, σ, n, α) and the audit's attack
         }
     ),
-    # what randomised smoothing sampled, clip by clip, to go on with after an interruption
-    "smoothing": pa.schema(
+    # what certificates that look at one clip after the other have found, to go on with after an interruption
+    "certified_clips": pa.schema(
         {
             "trial_id": _S,
+            "certificate": _S,
             "weights_sha256": _S,
             "settings": _S,
             "clip_id": _S,
-            "label": _I,
-            "predicted": _I,  # -1: abstained
-            "count": _I,
-            "n": _I,
-            "p_lower": _F,
-            "radius": _F,  # in units of σ
+            "result": _S,  # JSON: the certificate's own numbers
         }
     ),
     "quarantine": pa.schema({"clip_id": _S, "path": _S, "split": _S, "reason": _S, "detail": _S}),

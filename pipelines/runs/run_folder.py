@@ -20,6 +20,7 @@ from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
 from pipelines.runs.results import ResultsStore
+from pipelines.runs.words import words_of
 
 RUNS = Path("runs")
 CARD = "run.json"
@@ -123,6 +124,7 @@ def _new_card(
         "spaces": {m.name: m.space for m in modalities},
         "batches": prepared.why,
         "config": config.model_dump(mode="json"),
+        "words": words_of(config),
     }
 
 

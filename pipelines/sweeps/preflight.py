@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from crmt.certificates.smoothing import largest_radius
+from crmt.attacks import find_attack
 from crmt.encoders.registry import ENCODERS, LIPSCHITZ_ENCODERS
 from crmt.errors import BadInputError
 from crmt.heads import HEADS
@@ -25,11 +25,6 @@ from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import RunConfig, value_at
 from pipelines.trials.measure import attack_plan
 
-MEANING = {
-    "estimate": "estimated radius from training gradients: not sound, audited by attack",
-    "lipschitz": "certified radius from 1-Lipschitz encoders: sound",
-    "smoothing": "certified radius from randomised smoothing: sound with probability 1 - alpha a clip",
-}
 _MINIMUM_FREE = 2**30
 
 
@@ -96,23 +91,13 @@ class Plan:
             ),
             "attacks": f"{', '.join(attack.names)} in {', '.join(attack.balls)} balls, {attack.norm}, "
             f"ε {', '.join(f'{e:g}' for e in attack.epsilons)}, on {attack.samples or 'all'} test clips",
-            "certificates": "; ".join(_certificate(config, c) for c in config.certify.certificates),
+            "certificates": "; ".join(c.described() for c in config.certificates()),
             "a trial takes": self.needs.text,
             "the nodes have": f"{self.has}; {self.concurrent} trials side by side",
             **self._room(),
         }.items():
             table.add_row(name, escape(text))
         console.print(table)
-
-
-def _certificate(config: RunConfig, name: str) -> str:
-    """What a certificate means, and how far smoothing can reach."""
-    text = f"{name}: {MEANING[name]}"
-    if name != "smoothing":
-        return text
-    smoothing = config.certify.smoothing
-    furthest = min(smoothing.sigmas.values()) * largest_radius(smoothing.n, smoothing.alpha)
-    return f"{text} (sigma {smoothing.sigmas}, n {smoothing.n}: no joint radius beyond {furthest:.2f})"
 
 
 def methods_of(config: RunConfig) -> list[str]:
@@ -135,6 +120,7 @@ def check_settings(config: RunConfig) -> None:
     """
     for name in methods_of(config):
         _check_method(config, name)
+    find_attack(config.certify.audit_attack)
     if config.sweep.algorithm == "points" and config.search and not config.sweep.start_with:
         raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
     for encoders in _values_of(config, "model.encoders"):
@@ -160,42 +146,30 @@ def _check_workers(config: RunConfig) -> None:
         "select.samples": config.select.samples,
         "attack.samples": config.attack.samples,
         "certify.audit_samples": config.certify.audit_samples,
-        "certify.smoothing.samples": config.certify.smoothing.samples,
-    }
+    } | {f"certify.{c.name}.samples": c.samples for c in config.certificates()}
     for path, count in samples.items():
         if count and count < workers:
             raise BadInputError(f"{path} ({count}) must not be below sweep.workers ({workers}): each takes a share")
 
 
 def _check_method(config: RunConfig, name: str) -> None:
-    head = HEADS[method_class(name).head]
-    if "lipschitz" in config.certify.certificates and not head.additive:
-        raise BadInputError(
-            f"certify.certificates: lipschitz cannot certify {name}, whose head mixes the modalities before its scores"
-        )
+    for certificate in config.certificates():
+        certificate.check_head(HEADS[method_class(name).head], name)
 
 
 def _check_encoder(config: RunConfig, modality: str, name: str) -> None:
     if name not in ENCODERS:
         raise BadInputError(f"model.encoders.{modality}: no encoder {name!r}. Valid: {', '.join(ENCODERS)}")
-    if "lipschitz" in config.certify.certificates and name not in LIPSCHITZ_ENCODERS:
-        valid = ", ".join(LIPSCHITZ_ENCODERS)
-        raise BadInputError(
-            f"certify.certificates: lipschitz needs encoders that are 1-Lipschitz ({valid}); "
-            f"model.encoders.{modality} is {name}"
-        )
+    for certificate in config.certificates():
+        certificate.check_encoder(modality, name, name in LIPSCHITZ_ENCODERS)
 
 
 def _check_names(config: RunConfig, modalities: list[str]) -> None:
     """Refuse settings of modalities that the model does not have."""
-    smoothing = config.certify.smoothing
     attack_plan(config).attacked(modalities)
     given: dict[str, Iterable[str]] = {"train.noise": config.train.noise, "attack.product": config.attack.product}
-    if "smoothing" in config.certify.certificates:
-        given["certify.smoothing.sigmas"] = smoothing.sigmas
-        missing = [m for m in modalities if m not in smoothing.sigmas]
-        if missing:
-            raise BadInputError(f"certify.smoothing.sigmas: give one for {', '.join(missing)}, too")
+    for certificate in config.certificates():
+        certificate.check_modalities(modalities)
     for path, names in given.items():
         for name in names:
             if name not in modalities:

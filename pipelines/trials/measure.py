@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
-from crmt.attacks.curves import AttackPlan, Robustness, attack_curves
-from crmt.certificates.estimate import GradientConstants
+from crmt.attacks.base import AttackSettings
+from crmt.attacks.curves import AttackPlan
+from crmt.certificates.audit import AuditPlan
+from crmt.certification import Host
+from crmt.evaluation import EvaluationPlan, TrainingFacts, evaluate
+from crmt.gradients import GradientConstants
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
-from crmt.predictions import Predictions, predict
 from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
-from pipelines.trials.certify import Certifier, SmoothingStore
+from pipelines.trials.certify import ClipStore
 
 Rows = list[dict[str, Any]]
 Gather = Callable[[Any], list[Any]]
 Progress = Callable[[str, float], None]
-
-
-def share(successes: int, n: int) -> dict[str, Any]:
-    """A share with its 95 % Wilson interval."""
-    if n == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return {"value": successes / n, "low": interval.low, "high": interval.high, "n": n}
 
 
 @dataclass(frozen=True)
@@ -55,13 +47,37 @@ def attack_plan(config: RunConfig, balls: tuple[str, ...] | None = None) -> Atta
         balls=balls or tuple(attack.balls),
         epsilons=tuple(attack.epsilons),
         norm=attack.norm,
-        loss=attack.loss,
-        steps=attack.steps,
-        restarts=attack.restarts,
-        targets=attack.targets,
-        queries=attack.queries,
+        settings=AttackSettings(
+            loss=attack.loss,
+            steps=attack.steps,
+            restarts=attack.restarts,
+            targets=attack.targets,
+            queries=attack.queries,
+        ),
         product={m: tuple(budgets) for m, budgets in attack.product.items()} if balls is None else {},
         seed=config.train.seed,
+    )
+
+
+def evaluation_plan(config: RunConfig, final: bool = True, balls: tuple[str, ...] | None = None) -> EvaluationPlan:
+    """What the configuration asks for.
+
+    Args:
+        final: False leaves out audits and the certificates that only a final model is worth.
+        balls: narrows the attacks.
+    """
+    certify, attack, seed = config.certify, config.attack, config.train.seed
+    settings = AttackSettings(
+        steps=certify.audit_steps, restarts=certify.audit_restarts, queries=attack.queries, targets=attack.targets
+    )
+    samples = certify.audit_samples if final else 0
+    return EvaluationPlan(
+        attacks=attack_plan(config, balls),
+        attacked=attack.samples,
+        certificates=tuple(c for c in config.certificates() if final or not c.final_only),
+        audit=AuditPlan(attack=certify.audit_attack, settings=settings, samples=samples, seed=seed),
+        tau_samples=config.train.tau_samples,
+        seed=seed,
     )
 
 
@@ -74,8 +90,8 @@ class Measurement:
     gather: Gather
     progress: Progress
     split: str = "test"
-    stored: SmoothingStore | None = None
-    """Where smoothing keeps what it has, clip by clip."""
+    stored: ClipStore | None = None
+    """Where certificates keep what they have, clip by clip."""
 
     def __call__(
         self,
@@ -94,79 +110,23 @@ class Measurement:
             stage: `step1` or `step2`. final: whether this stage's model is the one that is saved.
             balls: narrows the attacks of the configuration.
         """
-        tag = {"stage": stage, "final": final}
-        predictions = self._predictions(model)
-        certifier = Certifier(
-            self.config,
-            self._batches,
-            self.gather,
-            lambda phase, limit: _Fraction(self, phase, limit, 1),
-            self.stored,
-            phase=stage,
+        host = Host(
+            gather=self.gather,
+            progress=lambda phase, limit, passes: _Fraction(self, f"{stage}: {phase}", limit, passes),
+            store=self.stored,
         )
-        certified = certifier(model, predictions, constants, final)
-        metrics = [*self._accuracies(model, predictions, reference), *(row for c in certified for row in c.metrics())]
-        space = space_of(model, "l2")
+        plan = evaluation_plan(self.config, final, balls)
+        facts = TrainingFacts(constants, reference)
+        rows = evaluate(model, self._batches, plan, training=facts, host=host).rows()
+        tag = {"stage": stage, "final": final}
         return Measured(
-            [{**tag, "split": self.split, "low": None, "high": None, **row} for row in metrics],
-            [{**tag, "split": self.split, **row} for row in self._curves(model, stage, balls)],
-            [{**tag, **row} for c in certified for row in c.rows(space)],
+            [{**tag, "split": self.split, "low": None, "high": None, **row} for row in rows["metrics"]],
+            [{**tag, "split": self.split, **row} for row in rows["curves"]],
+            [{**tag, **row} for row in rows["radii"]],
         )
 
     def _batches(self, limit: int | None) -> Iterator[Batch]:
         return self.clips.ordered(self.split, limit, self.config.data.seed)
-
-    def _predictions(self, model: MultiModalModel) -> Predictions:
-        return Predictions.concatenated(self.gather(predict(model, self._batches(None))))
-
-    def _accuracies(self, model: MultiModalModel, predictions: Predictions, reference: Tensor) -> Rows:
-        labels, n = predictions.labels, len(predictions.labels)
-
-        def row(name: str, modality: str | None, predicted: Tensor) -> dict[str, Any]:
-            return {"name": name, "modality": modality, **share(int((predicted == labels).sum()), n)}
-
-        single = predictions.unimodal(model.head, reference)
-        rows = [row("clean_accuracy", None, predictions.logits(model.head).argmax(1))]
-        for i, m in enumerate(model.modalities):
-            if model.head.additive:  # else no score is of one modality alone
-                rows.append(row("unimodal_accuracy", m, single[:, i]))
-            rows.append(row("missing_accuracy", m, predictions.missing[:, i]))
-        return rows
-
-    def _curves(self, model: MultiModalModel, stage: str, balls: tuple[str, ...] | None) -> Rows:
-        plan = attack_plan(self.config, balls)
-        passes = len(plan.attacked(list(model.modalities)))
-        report = _Fraction(self, f"{stage}: attacks", self.config.attack.samples, passes)
-        mine = attack_curves(model, self._batches(self.config.attack.samples), plan, report)
-        space = space_of(model, plan.norm)
-        rows = []
-        for parts in zip(*self.gather(mine), strict=True):
-            curve: Robustness = parts[0]
-            robust = torch.cat([p.robust for p in parts])
-            names = {"attack": curve.attack, "ball": curve.ball, "norm": plan.norm, "space": space}
-            settings = json.dumps(_settings(plan, curve.attack))
-            for budget, kept in zip(curve.budgets, robust.T, strict=True):
-                numbers = share(int(kept.sum()), len(kept))
-                numbers["accuracy"] = numbers.pop("value")
-                one = isinstance(budget, float | int)
-                where = {"epsilon": budget if one else None, "budgets": None if one else json.dumps(budget)}
-                rows.append({**names, **where, **numbers, "settings": settings})
-        return rows
-
-
-def _settings(plan: AttackPlan, attack: str) -> dict[str, Any]:
-    """What of a plan an attack takes notice of."""
-    takes = {
-        "fgm": ("loss",),
-        "pgd": ("loss", "steps", "restarts", "seed"),
-        "apgd_ce": ("steps", "restarts", "seed"),
-        "apgd_dlr": ("steps", "restarts", "targets", "seed"),
-        "minimal_norm": ("steps", "restarts", "seed"),
-        "square": ("queries", "seed"),
-        "noise": ("seed",),
-    }
-    every = ("loss", "steps", "restarts", "targets", "queries", "seed")
-    return {name: getattr(plan, name) for name in takes.get(attack, every)}
 
 
 @dataclass
@@ -184,8 +144,3 @@ class _Fraction:
         world = self.measurement.clips.place.world
         total = (self.limit or self.measurement.clips.count(self.measurement.split)) * self.passes / world
         self.measurement.progress(self.phase, min(1.0, self.done / max(total, 1)))
-
-
-def space_of(model: MultiModalModel, norm: str) -> str:
-    """The space that budgets and radii are distances in, for tables."""
-    return f"{norm}; " + "; ".join(f"{m.name}: {m.space}" for m in model.modalities.values())

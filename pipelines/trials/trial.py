@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from crmt.attacks import Ball, pgd
-from crmt.certificates.estimate import GradientConstants, gradient_constants
-from crmt.certificates.lipschitz import lipschitz_constants
+from crmt.certificates import for_step2
+from crmt.certificates.estimate import gradient_constants
 from crmt.checkpoint import save_model
 from crmt.fit import FitSettings, fit
+from crmt.gradients import GradientConstants
 from crmt.heads import OrthogonalHead
 from crmt.integration import optimise_integration
 from crmt.methods.base import Method
@@ -26,7 +27,7 @@ from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
-from pipelines.trials.certify import SmoothingStore, exact_arithmetic
+from pipelines.trials.certify import ClipStore, exact_arithmetic
 from pipelines.trials.measure import Measured, Measurement, Rows
 from pipelines.trials.sessions import Session
 
@@ -62,7 +63,7 @@ class _Trial:
         self.session.progress("τ", 0.0)
         constants = self._constants(model)
         training = self._training_predictions(model)
-        stored = SmoothingStore(self._results, self.session.trial_id, self.session.place.rank)
+        stored = ClipStore(self._results, self.session.trial_id, self.session.place.rank)
         measure = Measurement(self.config, self.clips, self.session.gather, self.session.progress, stored=stored)
         changes: Rows = []
         if method.step2:
@@ -73,7 +74,7 @@ class _Trial:
         stage = "step2" if method.step2 else "step1"
         result = measure(model, constants, training.mean_contributions(model.head), stage, True)
         self._store(result, changes, stage)
-        certificates = self.config.certify.certificates
+        certificates = [c.name for c in self.config.certificates()]
         report |= {
             "epoch": train.epochs,
             "clean_accuracy": result.value("clean_accuracy"),
@@ -196,26 +197,23 @@ class _Trial:
     ) -> Rows:
         """Set the integration weights and validate again; returns what changed, as rows of metrics.
 
-        Where the certificate `lipschitz` is asked for, the radius that is maximised is the certified one.
+        The radius that is maximised is a sound certificate's where the configuration asks for one that allows it.
         """
         settings = self.config.train.step2
         head = model.head
         assert isinstance(head, OrthogonalHead)
         self.session.progress("step 2", 0.0)
-        certified = "lipschitz" in self.config.certify.certificates
-        tau = constants.tau.cpu()
-        if certified:
-            tau = lipschitz_constants(model).cpu()[:, None].expand_as(tau)
+        certificate, maximised = for_step2(self.config.certificates(), model, constants.tau.cpu())
         found = optimise_integration(
             training.scores,
             training.labels,
             head.bias.cpu(),
-            tau,
+            maximised.tau,
             head.integration.cpu(),
             objective=settings.objective,
             steps=settings.steps,
             lr=settings.lr,
-            pair="orthogonal" if certified else "sum",
+            pair=maximised.pair,
             seed=self.config.train.seed,
         )
         head.set_integration(found.weights.to(head.bias.device))
@@ -226,12 +224,17 @@ class _Trial:
         rows: Rows = [
             {"stage": "step2", "split": "validation", "name": "step2_harmful", "value": float(report["step2_harmful"])}
         ]
-        certificate = "lipschitz" if certified else "estimate"
         radii = {"step1": found.mean_radius_before, "step2": found.mean_radius_after}
         accuracies = {"step1": before, "step2": {k: report[k] for k in before}}
         for stage, radius in radii.items():
             n = len(training.labels)
-            mean = {"split": "train", "name": "train_mean_radius", "value": radius, "certificate": certificate, "n": n}
+            mean = {
+                "split": "train",
+                "name": "train_mean_radius",
+                "value": radius,
+                "certificate": certificate.name,
+                "n": n,
+            }
             rows.append({"stage": stage, **mean})
             rows += [
                 {"stage": stage, "split": "validation", "name": k, "value": v} for k, v in accuracies[stage].items()

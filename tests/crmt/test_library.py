@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crmt.attacks import Ball, pgd
+from crmt.attacks import AttackSettings, Ball, pgd
 from crmt.certificates.audit import audit
 from crmt.certificates.estimate import estimated_radii, gradient_constants
 from crmt.certificates.radius import Radii
@@ -91,7 +91,7 @@ def test_the_whole_method_on_own_encoders(count: int, head: str) -> None:
     attacked = pgd(model, batch.inputs, batch.labels, Ball.joint(batch.inputs, 1.0))
     assert clean > 0.5 and float((~attacked.broken).float().mean()) <= clean
     assert all(float(x.min()) >= 0 and float(x.max()) <= 1 for x in attacked.inputs.values())
-    audits = audit(model, batch.inputs, batch.labels, radii, attack="pgd", steps=3)
+    audits = audit(model, batch.inputs, batch.labels, radii, attack="pgd", settings=AttackSettings(steps=3))
     assert set(audits) == {"joint", *batch.inputs}
 
 

@@ -11,7 +11,7 @@ import torch
 
 from crmt.attacks import Ball, auto, pgd
 from crmt.certificates.estimate import gradient_constants
-from crmt.certificates.smoothing import SmoothingSettings, smooth
+from crmt.certificates.sampling import SmoothingSettings, smooth
 from crmt.errors import BadInputError
 from crmt.fit import FitSettings, fit
 from crmt.methods import create

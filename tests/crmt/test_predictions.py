@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crmt.attacks import AttackSettings
 from crmt.attacks.curves import attack_curves
 from crmt.certificates.audit import audit_batches
 from crmt.certificates.estimate import estimated_radii, gradient_constants
@@ -101,12 +102,14 @@ def whole_chain(name: str, modalities: int, device: str) -> None:
     radii = estimated_radii(model.head, predictions.scores, predictions.labels, constants)
     assert radii.joint.device == predictions.scores.device
     assert torch.equal(radii.joint > 0, predictions.logits(model.head).argmax(1) == predictions.labels)
-    curves = attack_curves(model, test, replace(PLAN, restarts=2))
+    curves = attack_curves(model, test, replace(PLAN, settings=AttackSettings(steps=5, restarts=2)))
     assert {c.ball for c in curves} == {"joint", *model.modalities}
     for curve in curves:
         assert bool((~curve.robust | (radii.joint > 0)[:, None]).all())
     seen: list[int] = []
-    audits = audit_batches(model, test, radii, attack="pgd", steps=5, restarts=2, progress=seen.append)
+    audits = audit_batches(
+        model, test, radii, attack="pgd", settings=AttackSettings(steps=5, restarts=2), progress=seen.append
+    )
     assert set(audits) == {"joint", *model.modalities}
     assert seen == [16, 16]
     for result in audits.values():

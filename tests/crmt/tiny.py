@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from crmt.attacks.base import AttackSettings
 from crmt.attacks.curves import AttackPlan
 from crmt.certificates.estimate import estimated_radii, gradient_constants
 from crmt.certificates.radius import Radii
@@ -42,7 +43,7 @@ TRAINABLE = (SOUND, IMAGE, MOTION)
 """For `small_resnet`."""
 
 
-PLAN = AttackPlan(epsilons=(2.4, 0.2, 0.6, 1.2), steps=5)
+PLAN = AttackPlan(epsilons=(2.4, 0.2, 0.6, 1.2), settings=AttackSettings(steps=5))
 
 
 class LinearEncoder(nn.Module):

@@ -224,7 +224,7 @@ def test_a_stopped_evaluation_goes_on_with_the_same_model_only(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, run = str(trained / "models" / "train"), tmp_path / "run"
-    smoothing = [f"certify.smoothing.{x}" for x in ("sigmas={video: 0.2, audio: 0.2}", "n0=2", "n=4", "samples=6")]
+    smoothing = [f"certify.smoothing.{x}" for x in ("sigmas={video: 0.2, audio: 0.2}", "n0=2", "n=10", "samples=6")]
     settings = ["attack.names=[fgm]", "certify.certificates=[smoothing]", "certify.audit_samples=0", *smoothing]
     more = [part for setting in settings for part in ("--set", setting)]
 
@@ -235,7 +235,7 @@ def test_a_stopped_evaluation_goes_on_with_the_same_model_only(
         patched.setattr(evaluate, "build_report", stop)
         assert evaluate.main([model, "--out", str(run), *more]) == 130
     assert "--resume" in capsys.readouterr().err
-    smoothed = ResultsStore(run / "results").read("smoothing")
+    smoothed = ResultsStore(run / "results").read("certified_clips")
     assert len(smoothed) == 6
     other = tmp_path / "other"
     shutil.copytree(model, other)

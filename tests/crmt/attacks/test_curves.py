@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from crmt.attacks import Ball, fgm, pgd
+from crmt.attacks.base import AttackSettings
 from crmt.attacks.curves import AttackPlan, attack_curves
 from crmt.errors import BadInputError
 from crmt.fit import Batch
@@ -64,7 +65,9 @@ def test_dropping_broken_clips_changes_nothing_where_pgd_is_exact(count: int, si
     labels = mostly_right(model, inputs)
     joint, single = exact_distances(model, inputs, labels)
     epsilons = tuple(float(joint.max()) * s for s in (0.1, 0.3, 0.5, 0.7, 0.9, 1.1))
-    curves = attack_curves(model, in_batches(inputs, labels, size), AttackPlan(epsilons=epsilons, steps=5))
+    curves = attack_curves(
+        model, in_batches(inputs, labels, size), AttackPlan(epsilons=epsilons, settings=AttackSettings(steps=5))
+    )
     budgets = torch.tensor(epsilons, dtype=torch.float64)
     for curve in curves:
         distance = joint if curve.ball == "joint" else single[:, list(model.modalities).index(curve.ball)]
@@ -88,7 +91,7 @@ def test_each_row_belongs_to_its_clip(trained: tuple[MultiModalModel, Batch]) ->
 
 def test_the_seed_decides_the_restarts(trained: tuple[MultiModalModel, Batch]) -> None:
     model, whole = trained
-    plan = replace(PLAN, names=("pgd",), restarts=2, steps=2)
+    plan = replace(PLAN, names=("pgd",), settings=AttackSettings(restarts=2, steps=2))
     first, second = (attack_curves(model, [whole], plan) for _ in range(2))
     assert all(torch.equal(a.robust, b.robust) for a, b in zip(first, second, strict=True))
 
@@ -108,7 +111,7 @@ def test_bad_plans_are_refused() -> None:
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         (
             {"names": ("apgd",)},
-            r"no attack 'apgd'. Valid: fgm, pgd, minimal_norm, apgd_ce, apgd_dlr, square, noise",
+            r"no attack 'apgd'. Valid: apgd_ce, apgd_dlr, auto, fgm, minimal_norm, noise, pgd, square",
         ),
         ({"epsilons": (0.1, -1.0)}, r"a budget must be 0 or more, not -1.0"),
         ({"epsilons": (float("nan"),)}, r"a budget must be 0 or more, not nan"),
@@ -124,8 +127,9 @@ def test_bad_plans_are_refused() -> None:
         ({"product": {"audio": ()}}, r"attack.product: 'audio' has no budgets"),
     )
     for bad, message in refused:
+        how = {k: bad.pop(k) for k in ("loss", "steps", "queries", "targets") if k in bad}
         with pytest.raises(BadInputError, match=message):
-            attack_curves(model, batches, replace(PLAN, **bad))
+            attack_curves(model, batches, replace(PLAN, **bad, settings=AttackSettings(**how)))
 
 
 FULL = ("fgm", "pgd", "minimal_norm", "apgd_ce", "apgd_dlr", "square", "noise", "auto")
@@ -137,7 +141,9 @@ def test_auto_is_never_above_any_other_attack_in_any_ball(
     trained: tuple[MultiModalModel, Batch], names: tuple[str, ...]
 ) -> None:
     model, whole = trained
-    plan = AttackPlan(names=names, epsilons=(0.2, 0.6, 1.2), product=GRID, steps=1, queries=2, targets=1)
+    plan = AttackPlan(
+        names=names, epsilons=(0.2, 0.6, 1.2), product=GRID, settings=AttackSettings(steps=1, queries=2, targets=1)
+    )
     curves = attack_curves(model, in_batches({m: x[:6] for m, x in whole.inputs.items()}, whole.labels[:6], 4), plan)
     by_name = {(c.attack, c.ball): c for c in curves}
     assert set(by_name) == {(a, b) for a in names for b in ("joint", "audio", "video", "product")}
@@ -163,7 +169,9 @@ def test_auto_is_never_above_any_other_attack_in_any_ball(
 
 def test_what_one_attack_finds_does_not_depend_on_the_others(trained: tuple[MultiModalModel, Batch]) -> None:
     model, whole = trained
-    plan = replace(PLAN, names=("square", "pgd"), balls=("joint",), restarts=2, queries=5, steps=2)
+    plan = replace(
+        PLAN, names=("square", "pgd"), balls=("joint",), settings=AttackSettings(restarts=2, queries=5, steps=2)
+    )
     both = {c.attack: c.robust for c in attack_curves(model, [whole], plan)}
     (alone,) = attack_curves(model, [whole], replace(plan, names=("pgd",)))
     assert torch.equal(alone.robust, both["pgd"])
@@ -177,7 +185,11 @@ def test_minimal_norm_and_auto_curves_are_exact_on_linear_models() -> None:
     labels = mostly_right(model, inputs)
     joint, single = exact_distances(model, inputs, labels)
     top = float(joint.max())
-    plan = AttackPlan(names=("minimal_norm", "auto"), epsilons=(0.2 * top, 0.5 * top, 0.8 * top), steps=5, queries=2)
+    plan = AttackPlan(
+        names=("minimal_norm", "auto"),
+        epsilons=(0.2 * top, 0.5 * top, 0.8 * top),
+        settings=AttackSettings(steps=5, queries=2),
+    )
     for curve in attack_curves(model, in_batches(inputs, labels, 20), plan):
         exact = joint if curve.ball == "joint" else single[:, list(model.modalities).index(curve.ball)]
         budgets = torch.tensor(curve.epsilons, dtype=torch.float64)

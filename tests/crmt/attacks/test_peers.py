@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crmt.attacks import PARTS, AttackSettings, Ball, apgd, attack, auto, minimal_norm, pgd
+from crmt.attacks import AttackSettings, Ball, apgd, attack, auto, minimal_norm, parts_of_auto, pgd
 from crmt.fit import FitSettings, fit
 from crmt.methods import create
 from crmt.modality import Inputs
@@ -107,7 +107,7 @@ def test_auto_is_at_least_as_strong_as_each_part(trained: tuple[MultiModalModel,
     strongest = auto(model, inputs, labels, ball, settings=chosen, generator=torch.Generator().manual_seed(0))
     found = {
         name: attack(name, model, inputs, labels, ball, settings=chosen, generator=torch.Generator().manual_seed(0))
-        for name in PARTS
+        for name in parts_of_auto()
     }
     for part in found.values():
         assert int(strongest.broken.sum()) >= int(part.broken.sum())

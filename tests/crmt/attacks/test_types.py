@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crmt.attacks import ATTACKS, AttackSettings, Ball, attack, minimal_norm, missing
+from crmt.attacks import AttackSettings, Ball, attack, attack_names, minimal_norm, missing
 from crmt.attacks.balls import moved
 from crmt.errors import BadInputError
 from crmt.losses import logit_margin
@@ -71,7 +71,7 @@ def balls(norm: Literal["l2", "linf"]) -> dict[str, tuple[Ball, Callable[[Inputs
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("kind", TYPES, ids=str)
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", attack_names())
 def test_inputs_lie_in_ball_and_box_and_the_verdict_is_the_models(
     name: str, kind: torch.dtype, norm: Literal["l2", "linf"]
 ) -> None:

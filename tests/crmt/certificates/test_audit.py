@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crmt.attacks import Ball, pgd
+from crmt.attacks import AttackSettings, Ball, pgd
 from crmt.certificates.audit import audit, audit_batches
 from crmt.certificates.estimate import estimated_radii, gradient_constants
 from crmt.certificates.radius import Radii
@@ -35,7 +35,9 @@ def test_the_audit_catches_an_overstated_radius_and_passes_the_true_one(modaliti
     inputs = random_inputs(model, 40)
     labels = mostly_right(model, inputs)
     true = estimate(model, inputs, labels)
-    honest, overstated = (audit(model, inputs, labels, scaled(true, f), steps=10, queries=20) for f in (1.0, 1.5))
+    honest, overstated = (
+        audit(model, inputs, labels, scaled(true, f), settings=AttackSettings(steps=10, queries=20)) for f in (1.0, 1.5)
+    )
     assert set(honest) == {"joint", *model.modalities}
     for name in honest:
         assert torch.equal(honest[name].audited, true.joint > 0)
@@ -50,9 +52,9 @@ def test_the_audit_catches_it_with_several_classes_too() -> None:
     inputs = random_inputs(model, 60)
     labels = mostly_right(model, inputs)
     true = estimate(model, inputs, labels)
-    for result in audit(model, inputs, labels, true, steps=20, queries=20).values():
+    for result in audit(model, inputs, labels, true, settings=AttackSettings(steps=20, queries=20)).values():
         assert not bool(result.violated.any())
-    for result in audit(model, inputs, labels, scaled(true, 1.5), steps=20).values():
+    for result in audit(model, inputs, labels, scaled(true, 1.5), settings=AttackSettings(steps=20)).values():
         assert float(result.violated[result.audited].float().mean()) > 0.95
 
 
@@ -67,7 +69,7 @@ def test_infinite_radii_are_audited_and_those_of_zero_are_not() -> None:
         inputs,
         labels,
         Radii("x", model.head.modalities, radius, radius[:, None].expand(-1, 2), radius[:, None]),
-        queries=20,
+        settings=AttackSettings(queries=20),
     )
     for result in found.values():
         assert result.audited.tolist() == [False, True, False, True]
@@ -87,7 +89,7 @@ def test_radii_of_other_inputs_are_refused() -> None:
 def test_radii_of_the_smoothed_classifier_are_refused() -> None:
     model = linear_model("concat", 2)
     inputs = random_inputs(model, 4)
-    radius = Radii("smoothing", model.head.modalities, torch.ones(4), torch.ones(4, 2), torch.ones(4, 2))
+    radius = Radii("smoothing", model.head.modalities, torch.ones(4), torch.ones(4, 2), torch.ones(4, 2), smoothed=True)
     with pytest.raises(BadInputError, match=r"of the smoothed classifier.*use audit_smoothing"):
         audit(model, inputs, torch.zeros(4, dtype=torch.long), radius)
 
@@ -101,7 +103,9 @@ def test_on_a_trained_like_network_an_attack_at_ten_radii_succeeds_somewhere() -
             model.train()(inputs)
         labels = model.eval()(inputs).logits.argmax(1)
     found = estimate(model, inputs, labels)
-    assert not bool(audit(model, inputs, labels, found, steps=10, queries=50)["joint"].violated.any())
+    assert not bool(
+        audit(model, inputs, labels, found, settings=AttackSettings(steps=10, queries=50))["joint"].violated.any()
+    )
     assert bool(pgd(model, inputs, labels, Ball.joint(model.modalities, 50 * found.joint)).broken.any())
 
 
@@ -116,7 +120,9 @@ def test_audits_in_batches_equal_one_audit() -> None:
     factors = torch.linspace(0.5, 1.5, 20, dtype=torch.float64)
     mixed = replace(true, joint=true.joint * factors, unimodal=true.unimodal * factors[:, None])
     for size in (20, 6):
-        audits = audit_batches(model, in_batches(inputs, labels, size), mixed, steps=10, queries=20)
+        audits = audit_batches(
+            model, in_batches(inputs, labels, size), mixed, settings=AttackSettings(steps=10, queries=20)
+        )
         for result in audits.values():
             assert torch.equal(result.violated, (0.99 * factors > 1) & (true.joint > 0))
 
@@ -128,7 +134,7 @@ def test_auto_audits_catch_what_pgd_misses_just_beyond_the_radius() -> None:
     inputs = random_inputs(model, 40)
     labels = mostly_right(model, inputs)
     overstated = scaled(estimate(model, inputs, labels), 1.03 / 0.99)
-    for result in audit(model, inputs, labels, overstated, steps=5, queries=5).values():
+    for result in audit(model, inputs, labels, overstated, settings=AttackSettings(steps=5, queries=5)).values():
         assert torch.equal(result.violated, result.audited)
     weak = audit(model, inputs, labels, overstated, attack="fgm")
     assert not torch.equal(weak["joint"].violated, weak["joint"].audited)

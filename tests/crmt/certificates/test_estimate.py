@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crmt.certificates.estimate import GradientConstants, gradient_constants, score_gram
+from crmt.certificates.estimate import gradient_constants, score_gram
 from crmt.errors import BadInputError
+from crmt.gradients import GradientConstants
 from crmt.heads import HEADS, ConcatHead
 from crmt.model import MultiModalModel
 from tests.crmt.tiny import (

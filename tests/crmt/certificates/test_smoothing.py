@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, multivariate_normal, norm
 from torch import Tensor, nn
 
-from crmt.certificates.smoothing import (
+from crmt.certificates.sampling import (
     SmoothedClip,
     SmoothingSettings,
     certified_accuracy,

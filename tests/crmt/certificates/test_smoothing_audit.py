@@ -12,7 +12,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from crmt.attacks import Ball, pgd
-from crmt.certificates.smoothing import SmoothedClip, SmoothingSettings, generator_of, smooth, smoothed_radii
+from crmt.certificates.sampling import SmoothedClip, SmoothingSettings, generator_of, smooth, smoothed_radii
 from crmt.certificates.smoothing_audit import Smoothed, audit_smoothing, violations_allowed
 from crmt.errors import BadInputError
 from crmt.fit import FitSettings, fit

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from crmt.certificates import smoothing
-from crmt.certificates.smoothing import largest_radius
+from crmt.certificates import sampling as smoothing
+from crmt.certificates.sampling import largest_radius
 from crmt.checkpoint import load_model
 from pipelines.config.run_config import RunConfig
 from tests.pipelines.small import NAMES, PER_SPLIT, Decoded, Small
@@ -157,12 +157,12 @@ def test_smoothing_goes_on_where_it_was_stopped(
     sampled = counted(3)
     with pytest.raises(StoppedError):
         go(halted, decoded, config)
-    assert len(read(halted, "smoothing")) == len(sampled) == 3
+    assert len(read(halted, "certified_clips")) == len(sampled) == 3
     first = list(sampled)
     second = counted(0)
     with pytest.raises(StoppedError):  # while what is known is still being gone through
         go(halted, decoded, config)
-    assert not second and len(read(halted, "smoothing")) == 3
+    assert not second and len(read(halted, "certified_clips")) == 3
     again = counted(None)
     go(halted, decoded, config)
     assert len(again) == 4 and not set(first) & set(again)

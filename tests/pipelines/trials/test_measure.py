@@ -14,17 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crmt.certificates.estimate import gradient_constants
+from crmt.evaluation import Share
 from crmt.model import ModelSpec, MultiModalModel, build_model
 from pipelines.clips.batches import MemoryClips, Placement, modalities_of
 from pipelines.config.run_config import RunConfig
-from pipelines.trials.measure import Measured, Measurement, share
+from pipelines.trials.measure import Measured, Measurement
 from tests.pipelines.small import NAMES, Decoded, Small
 
 
 @given(st.integers(1, 3000), st.data())
 def test_a_share_carries_its_wilson_interval(n: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, n))
-    found = share(successes, n)
+    found = Share.of(successes, n)._asdict()
     p, z = successes / n, 1.959963984540054
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
@@ -34,7 +35,7 @@ def test_a_share_carries_its_wilson_interval(n: int, data: st.DataObject) -> Non
 
 
 def test_a_share_of_nothing_is_no_number() -> None:
-    assert share(0, 0) == {"value": None, "low": None, "high": None, "n": 0}
+    assert Share.of(0, 0)._asdict() == {"value": None, "low": None, "high": None, "n": 0}
 
 
 class Ranks:

@@ -1,13 +1,14 @@
-"""What is no search: random noise of the ball's radius, and modalities that are missing."""
+"""Random noise of the ball's radius: what an attack must beat to be one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from crmt.attacks.balls import Ball
+from crmt.attacks.base import Attack, Call
 from crmt.attacks.search import AttackResult, Search, check_counts
 from crmt.model import MultiModalModel, evaluating
 
@@ -40,19 +41,14 @@ def noise(
     return search.result()
 
 
-def missing(
-    model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, modalities: Iterable[str]
-) -> AttackResult:
-    """These modalities replaced by their means. No ball bounds it.
+class Noise(Attack):
+    title = "Gaussian noise"
+    settings = ("draws",)
+    random = True
+    uses_start = False
 
-    The result is that of the replaced inputs, whether worse for the prediction or better.
+    def run(self, call: Call) -> AttackResult:
+        return noise(*call.target, draws=call.settings.draws, generator=call.generator)
 
-    Raises:
-        BadInputError: as `pgd`.
-    """
-    gone = tuple(modalities)
-    with evaluating(model), torch.no_grad():
-        search = Search(model, inputs, labels, Ball.joint(gone, 0.0))
-        replaced = search.clean | {m: model.modalities[m].missing(search.clean[m]) for m in gone}
-        margin = search.evaluate({m: replaced[m] - search.clean[m] for m in gone})
-    return AttackResult(replaced, margin)
+
+ATTACK = Noise

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from crmt.attacks.balls import LARGEST, Ball, chosen, clamped, columns, moved, wide
+from crmt.attacks.base import Attack, Call
 from crmt.attacks.losses import likely_targets
-from crmt.attacks.search import Search, check_counts
+from crmt.attacks.search import AttackResult, Search, check_counts
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, evaluating
 
@@ -66,7 +67,7 @@ def minimal_norm(
         if search.begin():
             # the samples of a run stay: that one is broken does not mean that it is done
             if start is not None:
-                given = search.given(start)
+                given = search.from_inputs(start)
                 given = _project(search, given, search.ball.gauge(given))
                 best.offer(given, search.evaluate(given))
             nearest, distance, step = _linearised(search)
@@ -203,3 +204,32 @@ def _run(search: Search, best: _Nearest, deltas: Inputs, steps: int, target: Ten
         reach = 0.01 + 0.99 * anneal
         deltas = _project(search, search.ball.stepped(deltas, gradients, reach * size), size)
     best.offer(deltas, search.evaluate(deltas))
+
+
+class MinimalNorm(Attack):
+    """The nearest adversarial input where it is inside the ball, otherwise its projection."""
+
+    title = "minimal-norm"
+    settings = ("steps", "restarts")
+    random = True
+    place_in_auto = 30
+
+    def run(self, call: Call) -> AttackResult:
+        found = self._nearest(call)
+        with evaluating(call.model):
+            search = Search(*call.target)
+            if search.begin():
+                search.evaluate(search.start(found.inputs))
+        return search.result()
+
+    def smallest_radii(self, call: Call) -> Tensor:
+        return self._nearest(call).radius
+
+    def _nearest(self, call: Call) -> MinimalResult:
+        s = call.settings
+        return minimal_norm(
+            *call.target, steps=s.steps, restarts=s.restarts, start=call.start, generator=call.generator
+        )
+
+
+ATTACK = MinimalNorm

@@ -1,4 +1,4 @@
-"""White-box gradient attacks with a fixed step: FGM (one step) and PGD. Both return the best input that they saw."""
+"""Projected gradient descent with a fixed step. It returns the best input that it saw."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ import torch
 from torch import Tensor
 
 from crmt.attacks.balls import Ball
+from crmt.attacks.base import Attack, Call
 from crmt.attacks.losses import check_loss
 from crmt.attacks.search import AttackResult, Search, check_counts
 from crmt.errors import BadInputError
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, evaluating
-
-
-def fgm(
-    model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball, *, loss: str = "margin"
-) -> AttackResult:
-    """The fast gradient method: one step of length ε along the steepest direction (Goodfellow et al., 2015)."""
-    return pgd(model, inputs, labels, ball, steps=1, step_size=1.0, loss=loss)
 
 
 def pgd(
@@ -90,3 +84,25 @@ def _run(
         else:
             deltas = search.moved(deltas, gradients, size, generator)
     search.evaluate(deltas)
+
+
+class Pgd(Attack):
+    title = "PGD"
+    settings = ("loss", "steps", "restarts")
+    random = True
+    place_in_auto = 20
+
+    def run(self, call: Call) -> AttackResult:
+        s = call.settings
+        return pgd(
+            *call.target,
+            steps=s.steps,
+            restarts=s.restarts,
+            loss=s.loss,
+            start=call.start,
+            generator=call.generator,
+            drop_broken=True,
+        )
+
+
+ATTACK = Pgd

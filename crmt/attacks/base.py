@@ -1,0 +1,139 @@
+"""What an attack is: a title, the settings that it takes, and `run`. A new one is one file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from crmt.attacks.balls import Ball
+from crmt.attacks.losses import check_loss
+from crmt.attacks.search import AttackResult, check_counts
+from crmt.errors import BadInputError
+from crmt.model import MultiModalModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings:
+    """How hard the attacks try; each takes what concerns it."""
+
+    loss: str = "margin"
+    """Of FGM and PGD; APGD's is in its name."""
+    steps: int = 20
+    """Of PGD and the minimal-norm attack; APGD takes twice as many in every run."""
+    restarts: int = 1
+    """Of PGD, APGD and the minimal-norm attack: the first from x, the others from random points. With 1, `auto` ends
+    with one run of APGD-DLR from a random point."""
+    targets: int = 3
+    """Classes that apgd_dlr aims at, each in its own run, after one untargeted run."""
+    queries: int = 500
+    """Of Square."""
+    draws: int = 10
+    """Of noise."""
+
+    def __post_init__(self) -> None:
+        check_loss(self.loss)
+        check_counts(steps=self.steps, restarts=self.restarts, queries=self.queries, draws=self.draws)
+        if self.targets < 0:
+            raise BadInputError(f"targets must be 0 or more, not {self.targets}")
+
+    def chosen(self, names: Sequence[str]) -> dict[str, str | int]:
+        """Some of the settings by name, in the order in which they are declared."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in names}
+
+
+DEFAULT_SETTINGS = AttackSettings()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attack on one batch."""
+
+    model: MultiModalModel
+    inputs: Mapping[str, Tensor]
+    """x, `(B, *shape)` of every modality, in its space and box."""
+    labels: Tensor
+    """`(B,)`."""
+    ball: Ball
+    settings: AttackSettings = DEFAULT_SETTINGS
+    start: Mapping[str, Tensor] | None = None
+    """Adversarial inputs to start from, such as those of a smaller radius."""
+    generator: torch.Generator | None = None
+
+    @property
+    def target(self) -> tuple[MultiModalModel, Mapping[str, Tensor], Tensor, Ball]:
+        """What is attacked: model, inputs, labels and ball, as `pgd(...)` and the others take them first."""
+        return self.model, self.inputs, self.labels, self.ball
+
+    def on(self, rows: Tensor) -> Call:
+        """The same attack on some of the inputs, by index."""
+        return replace(
+            self,
+            inputs={m: self.inputs[m][rows] for m in self.model.modalities},
+            labels=self.labels[rows.to(self.labels.device)],
+            ball=self.ball.select(rows),
+            start=None if self.start is None else {m: x[rows] for m, x in self.start.items()},
+        )
+
+
+class Attack(ABC):
+    """An attack that stays inside a ball. It keeps nothing between calls."""
+
+    title: ClassVar[str]
+    """As in tables: "APGD-DLR"."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """The fields of `AttackSettings` that it takes notice of; results are stored with these alone."""
+    random: ClassVar[bool] = False
+    """Whether it draws from `Call.generator`."""
+    uses_start: ClassVar[bool] = True
+    """Whether it goes on from `Call.start`, what it reached in a smaller ball. If not, it is reported in each ball by
+    itself: what it finds in a smaller one says nothing about a larger one."""
+    place_in_auto: ClassVar[int | None] = None
+    """Where it stands among the attacks that `auto` runs, cheap ones first; None leaves it out."""
+
+    @abstractmethod
+    def run(self, call: Call) -> AttackResult:
+        """The attack on one batch.
+
+        Returns: the best inputs that it saw, inside ball and box.
+        """
+
+    def smallest_radii(self, call: Call) -> Tensor | None:  # noqa: ARG002
+        """How large the ball must be for each input to be broken, `(B,)`, in multiples of its budgets; one run then
+        serves every budget. None: the attack cannot tell."""
+        return None
+
+    def parts(self) -> tuple[str, ...]:
+        """The attacks that it is made of, by name. A plan that lists some of them runs those once."""
+        return ()
+
+
+def run_in_turn(call: Call, attacks: Sequence[Attack]) -> AttackResult:
+    """These attacks, each on what the ones before it left standing."""
+    found = attacks[0].run(call)
+    for attack in attacks[1:]:
+        found = improved(found, call, attack.run)
+    return found
+
+
+def improved(found: AttackResult, call: Call, run: Callable[[Call], AttackResult]) -> AttackResult:
+    """`found`, bettered by another attack on the inputs that still stand.
+
+    It starts where it would alone, not at the best point so far: so what it breaks alone is broken afterwards.
+    """
+    rows = (~found.broken).nonzero().squeeze(1)
+    if not len(rows):
+        return found
+    more = run(call.on(rows))
+    chosen = more.margin < found.margin[rows]
+    better = rows[chosen]
+    inputs = {m: x.clone() for m, x in found.inputs.items()}
+    margin = found.margin.clone()
+    for m in call.ball.attacked:
+        inputs[m][better] = more.inputs[m][chosen]
+    margin[better] = more.margin[chosen]
+    return AttackResult(inputs, margin)

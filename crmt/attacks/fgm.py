@@ -1,0 +1,33 @@
+"""The fast gradient method: one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from crmt.attacks.balls import Ball
+from crmt.attacks.base import Attack, Call
+from crmt.attacks.pgd import pgd
+from crmt.attacks.search import AttackResult
+from crmt.model import MultiModalModel
+
+
+def fgm(
+    model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball, *, loss: str = "margin"
+) -> AttackResult:
+    """The fast gradient method: one step of length ε along the steepest direction (Goodfellow et al., 2015)."""
+    return pgd(model, inputs, labels, ball, steps=1, step_size=1.0, loss=loss)
+
+
+class Fgm(Attack):
+    title = "FGM"
+    settings = ("loss",)
+    uses_start = False
+    place_in_auto = 10
+
+    def run(self, call: Call) -> AttackResult:
+        return fgm(*call.target, loss=call.settings.loss)
+
+
+ATTACK = Fgm

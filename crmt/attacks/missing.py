@@ -1,0 +1,30 @@
+"""What no ball bounds: modalities that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from crmt.attacks.balls import Ball
+from crmt.attacks.search import AttackResult, Search
+from crmt.model import MultiModalModel, evaluating
+
+
+def missing(
+    model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, modalities: Iterable[str]
+) -> AttackResult:
+    """These modalities replaced by their means. No ball bounds it.
+
+    The result is that of the replaced inputs, whether worse for the prediction or better.
+
+    Raises:
+        BadInputError: as `pgd`.
+    """
+    gone = tuple(modalities)
+    with evaluating(model), torch.no_grad():
+        search = Search(model, inputs, labels, Ball.joint(gone, 0.0))
+        replaced = search.clean | {m: model.modalities[m].missing(search.clean[m]) for m in gone}
+        margin = search.evaluate({m: replaced[m] - search.clean[m] for m in gone})
+    return AttackResult(replaced, margin)

@@ -1,0 +1,270 @@
+"""How randomised smoothing samples a smoothed classifier, with its own noise for every modality, and its radii.
+
+It costs n0 + n forward passes a clip, and holds with probability 1 − α per clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from math import isclose, isfinite
+
+import torch
+from scipy.special import betaincinv, ndtri
+from torch import Tensor
+
+from crmt.certificates.radius import Radii
+from crmt.errors import BadInputError
+from crmt.modality import Batch, Inputs, check_inputs
+from crmt.model import MultiModalModel, evaluating
+from crmt.progress import Progress, silent
+
+NAME = "smoothing"
+ABSTAINED = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingSettings:
+    """How the base classifier f is smoothed into g(x) = argmax_c P[ f(x + noise) = c ], and how g is sampled.
+
+    The noise of modality m is N(0, σ_m²) in its raw space and is NOT clamped to the modality's box: the theorem is
+    about this very distribution, and a clamp would be part of f.
+    """
+
+    sigmas: Mapping[str, float]
+    """σ_m of every modality of the model, in its space, above 0."""
+    n0: int = 100
+    """Copies of a clip that choose the class."""
+    n: int = 1000
+    """Further copies that bound its probability. No radius exceeds min σ_m · `largest_radius(n, alpha)`."""
+    alpha: float = 0.001
+    """Probability, per clip, that a certificate is wrong."""
+    batch: int = 256
+    """Copies in one forward pass: bounds the memory, and changes no noise."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sigmas:
+            raise BadInputError("smoothing needs sigmas: one for every modality of the model")
+        for modality, sigma in self.sigmas.items():
+            if not (isfinite(sigma) and sigma > 0):
+                raise BadInputError(
+                    f"smoothing: sigma of {modality!r} is {sigma}; give one above 0 (no noise, no certificate)"
+                )
+        for name in ("n0", "n", "batch"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"smoothing: {name} must be 1 or more, not {getattr(self, name)}")
+        if not 0 < self.alpha < 1:
+            raise BadInputError(f"smoothing: alpha must be between 0 and 1, not {self.alpha}")
+
+    def check_model(self, model: MultiModalModel) -> None:
+        """Refuse settings whose modalities are not the model's.
+
+        Raises:
+            BadInputError: names the modalities of both.
+        """
+        if set(self.sigmas) != set(model.modalities):
+            raise BadInputError(
+                f"smoothing has a sigma for {', '.join(sorted(self.sigmas))}; "
+                f"the model needs one for each of {', '.join(model.modalities)}"
+            )
+
+
+@dataclass(frozen=True)
+class SmoothedClip:
+    """What sampling g around one clip gave. Plain numbers: `SmoothedClip(**json)` restores a stored one."""
+
+    id: str
+    label: int
+    predicted: int
+    """The class of g, or -1 where it abstained."""
+    count: int
+    """How many of the n copies were of the class that the n0 copies chose."""
+    n: int
+    p_lower: float
+    """Clopper–Pearson lower bound of that class's probability."""
+    radius: float
+    """R = Φ⁻¹(p_lower), in units of σ: every δ with Σ_m ‖δ^(m)‖² / σ_m² < R² keeps the prediction. 0 if abstained."""
+
+
+def probability_bound(count: int, n: int, alpha: float) -> float:
+    """The one-sided Clopper–Pearson lower bound of a probability that gave `count` successes in `n` trials."""
+    return 0.0 if count == 0 else float(betaincinv(count, n - count + 1, alpha))
+
+
+def radius_of(p_lower: float) -> float:
+    """R = Φ⁻¹(p_lower) in units of σ, and 0 where p_lower ≤ 1/2 (Cohen, Rosenfeld & Kolter, ICML 2019, Theorem 1)."""
+    return float(ndtri(p_lower)) if p_lower > 0.5 else 0.0
+
+
+def largest_radius(n: int, alpha: float = 0.001) -> float:
+    """R when all `n` copies agree, Φ⁻¹(α^(1/n)): no clip reaches more, whatever the model."""
+    return radius_of(probability_bound(n, n, alpha))
+
+
+def generator_of(device: torch.device, *key: str | int) -> torch.Generator:
+    """A generator that depends on `key` alone: the order of clips, their batches and the workers change nothing."""
+    digest = sha256("\0".join(map(str, key)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def noisy_copies(
+    clip: Mapping[str, Tensor], sigmas: Mapping[str, float], count: int, generator: torch.Generator
+) -> Inputs:
+    """`count` copies of one clip under Gaussian noise, `(count, *shape)` each.
+
+    Args:
+        clip: `(*shape)` of every modality. generator: on the clip's device, so that CUDA draws at its own speed.
+    """
+    copies = {m: x.new_empty((count, *x.shape)) for m, x in clip.items()}
+    for i in range(count):  # copy by copy: one large draw would give copy i other noise when `count` changes
+        for drawn in copies.values():
+            drawn[i].normal_(generator=generator)
+    return {m: drawn.mul_(sigmas[m]).add_(clip[m]) for m, drawn in copies.items()}
+
+
+def _classes(
+    model: MultiModalModel, clip: Mapping[str, Tensor], settings: SmoothingSettings, generator: torch.Generator
+) -> Tensor:
+    """The base classifier's class of n0 + n copies; a copy with a NaN logit gets K, the class of no clip."""
+    total = settings.n0 + settings.n
+    found = []
+    with evaluating(model), torch.no_grad():
+        for start in range(0, total, settings.batch):
+            count = min(settings.batch, total - start)
+            logits = model(noisy_copies(clip, settings.sigmas, count, generator)).logits
+            found.append(torch.where(logits.isnan().any(1), logits.shape[1], logits.argmax(1)))
+    return torch.cat(found)
+
+
+def smooth_clip(
+    model: MultiModalModel,
+    clip: Mapping[str, Tensor],
+    label: int,
+    settings: SmoothingSettings,
+    *,
+    name: str,
+    stream: str = "certify",
+) -> SmoothedClip:
+    """Certify one clip: `(*shape)` of every modality (Cohen et al., 2019, CERTIFY).
+
+    The n0 copies that choose the class are not among the n that bound its probability, as the theorem wants.
+
+    Args:
+        name: the clip's id. stream: another one draws other noise for the same clip.
+    """
+    generator = generator_of(next(iter(clip.values())).device, settings.seed, stream, name)
+    classes = _classes(model, clip, settings, generator)
+    chosen = int(classes[: settings.n0].bincount(minlength=model.head.classes + 1)[:-1].argmax())
+    count = int((classes[settings.n0 :] == chosen).sum())
+    p_lower = probability_bound(count, settings.n, settings.alpha)
+    radius = radius_of(p_lower)
+    return SmoothedClip(name, label, chosen if radius > 0 else ABSTAINED, count, settings.n, p_lower, radius)
+
+
+def smooth(
+    model: MultiModalModel,
+    batches: Iterable[Batch],
+    settings: SmoothingSettings,
+    *,
+    done: Mapping[str, SmoothedClip] | None = None,
+    progress: Progress = silent,
+) -> Iterator[SmoothedClip]:
+    """Every clip of `batches`, in order, as soon as it is known: store each as it comes, and an interruption loses one.
+
+    A clip's noise depends on (seed, clip id) alone, and a forward pass holds copies of one clip only. So a resumed run
+    gives the numbers that an uninterrupted one gives, whatever the order, batches or workers, on the same kind of
+    device (a GPU draws other noise than a CPU).
+
+    Args:
+        batches: where they have no ids, a clip's running index is its id.
+        done: clips of an earlier run by id, of the same model and settings; they come out as they are.
+        progress: counts clips.
+
+    Raises:
+        BadInputError: modalities that differ from the model's, a NaN or infinity in an input, a label out of range, the
+            same id twice, or a clip of `done` with another label, n or alpha.
+    """
+    settings.check_model(model)
+    return _smooth(model, batches, settings, done or {}, progress)
+
+
+def _smooth(
+    model: MultiModalModel,
+    batches: Iterable[Batch],
+    settings: SmoothingSettings,
+    done: Mapping[str, SmoothedClip],
+    progress: Progress,
+) -> Iterator[SmoothedClip]:
+    seen: set[str] = set()
+    for batch in batches:
+        check_inputs(model.modalities, batch.inputs)
+        if batch.ids and len(batch.ids) != len(batch.labels):
+            raise BadInputError(f"a batch has {len(batch.ids)} ids for {len(batch.labels)} clips")
+        for row, label in enumerate(batch.labels.tolist()):
+            name = batch.ids[row] if batch.ids else str(len(seen))
+            if name in seen:
+                raise BadInputError(
+                    f"clip {name!r} comes twice: clips need ids of their own, their noise depends on it"
+                )
+            seen.add(name)
+            clip = {m: batch.inputs[m][row] for m in model.modalities}
+            _check_clip(name, clip, label, model.head.classes)
+            if name in done:
+                result = _check_stored(done[name], label, settings)
+            else:
+                result = smooth_clip(model, clip, label, settings, name=name)
+            progress(1)
+            yield result
+
+
+def _check_clip(name: str, clip: Mapping[str, Tensor], label: int, classes: int) -> None:
+    if not 0 <= label < classes:
+        raise BadInputError(f"clip {name!r} has label {label}; the model's classes are 0 to {classes - 1}")
+    for modality, x in clip.items():
+        if not bool(x.isfinite().all()):
+            raise BadInputError(f"clip {name!r} has NaN or infinity in {modality!r}: leave it out or decode it again")
+
+
+def _check_stored(clip: SmoothedClip, label: int, settings: SmoothingSettings) -> SmoothedClip:
+    bound = probability_bound(clip.count, clip.n, settings.alpha)
+    if clip.label != label or clip.n != settings.n or not isclose(clip.p_lower, bound, rel_tol=1e-9):
+        raise BadInputError(
+            f"the stored result of clip {clip.id!r} is from other settings or labels (label {clip.label}, n {clip.n}; "
+            f"now label {label}, n {settings.n}, alpha {settings.alpha}): delete it, or resume with those settings"
+        )
+    return clip
+
+
+def smoothed_radii(clips: Sequence[SmoothedClip], modalities: Sequence[str], sigmas: Mapping[str, float]) -> Radii:
+    """r = R · min_m σ_m and r^(m) = R · σ_m, on the CPU; 0 where the prediction is wrong or g abstained.
+
+    `Radii.indicator` is 1 / σ_m, which is what r^(m) = R / η^(m) makes of η: it says nothing about the model, and
+    tables leave it out.
+
+    Raises:
+        BadInputError: a modality without a sigma.
+    """
+    missing = [m for m in modalities if m not in sigmas]
+    if missing:
+        raise BadInputError(f"no sigma for {', '.join(missing)}; there are {', '.join(sigmas)}")
+    radius = torch.tensor([c.radius if c.predicted == c.label else 0.0 for c in clips], dtype=torch.float64)
+    sigma = torch.tensor([sigmas[m] for m in modalities], dtype=torch.float64)
+    return Radii(
+        NAME,
+        tuple(modalities),
+        radius * sigma.min(),
+        radius[:, None] * sigma,
+        (1 / sigma).expand(len(clips), -1).clone(),
+        smoothed=True,
+    )
+
+
+def certified_accuracy(radius: Tensor, epsilons: Sequence[float]) -> list[float]:
+    """Share of N clips that are predicted right with a radius of at least each ε.
+
+    Args:
+        radius: `(N,)`, 0 where the prediction is wrong or abstained: such a clip is a failure at ε = 0 too.
+    """
+    return [float(((radius > 0) & (radius >= e)).double().mean()) for e in epsilons]
