@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from crmt.arguments import check_kind, check_model, folder_of
 from crmt.errors import BadInputError
 from crmt.model import ModelSpec, MultiModalModel, build_model, check_initialised
 
@@ -108,6 +109,14 @@ def save_model(folder: Path, model: MultiModalModel, spec: ModelSpec, card: Mapp
     Raises:
         BadInputError: a lazy layer that has seen no batch yet.
     """
+    folder = folder_of(folder)
+    check_model(model)
+    check_kind("spec", spec, ModelSpec, "the ModelSpec that build_model made the model from")
+    check_kind("card", card, Mapping, "a dictionary that JSON can hold")
+    try:
+        json.dumps(dict(card), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"the card cannot be written as JSON: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
     _write_tensors(folder / WEIGHTS, model.state_dict())
     digest = sha256_of(folder / WEIGHTS)
@@ -127,7 +136,7 @@ def load_model(folder: Path) -> tuple[MultiModalModel, ModelSpec, dict[str, Any]
     Raises:
         BadInputError: no model there, a damaged file, or weights that are not those of the card.
     """
-    folder = Path(folder)
+    folder = folder_of(folder)
     card = _read_card(folder / CARD, "a saved model")
     weights = folder / WEIGHTS
     if not weights.exists() or sha256_of(weights) != card.get("weights_sha256"):
@@ -163,6 +172,8 @@ def _first_line(error: Exception) -> str:
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write what `EpochResult.state()` gave: parameters, the method's companion, the optimiser's tensors, the epoch."""
+    folder = folder_of(folder)
+    check_kind("state", state, Mapping, "what the state() of an epoch's result gives")
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in state["model"].items()}
     tensors |= {f"companion/{k}": v for k, v in state.get("companion", {}).items()}
@@ -191,6 +202,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         BadInputError: missing or damaged.
     """
+    folder = folder_of(folder)
     card = _read_card(folder / _STATE_CARD, "a training state")
     if not (folder / _STATE).exists() or sha256_of(folder / _STATE) != card.get("sha256"):
         raise BadInputError(f"{folder / _STATE} is damaged: remove the folder, and training starts anew")

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_kind, check_names, check_number
 from crmt.errors import BadInputError
 from crmt.modality import Inputs, Modality
 
@@ -35,7 +36,7 @@ class Ball:
     norm: Literal["l2", "linf"] = "l2"
 
     def __post_init__(self) -> None:
-        names = [m for g in self.groups for m in g.modalities]
+        names = [m for g in self.groups for m in check_names("modalities", g.modalities)]
         if not names or len(set(names)) != len(names):
             raise BadInputError(f"a ball needs every attacked modality once, not {names}")
         if self.norm not in ("l2", "linf"):
@@ -46,12 +47,20 @@ class Ball:
     @staticmethod
     def joint(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> Ball:
         """Σ_m ‖δ^(m)‖² ≤ ε² (ℓ2), max_m ‖δ^(m)‖∞ ≤ ε (ℓ∞); with one modality, its uni-modal ball."""
-        return Ball((Group(tuple(modalities), epsilon),), norm)
+        return Ball((Group(check_names("modalities", modalities), epsilon),), norm)
 
     @staticmethod
     def product(epsilons: Mapping[str, Budget], norm: Literal["l2", "linf"] = "l2") -> Ball:
         """‖δ^(m)‖ ≤ ε_m for each m."""
+        check_kind("epsilons", epsilons, Mapping, "a dictionary of modality to budget, such as {'video': 0.5}")
         return Ball(tuple(Group((m,), e) for m, e in epsilons.items()), norm)
+
+    @staticmethod
+    def each(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> dict[str, Ball]:
+        """Every modality's own ball, by name, as `attack.balls: [each]` of a configuration: M attacks, in each of which
+        one modality is moved and the others stay as they are. (All of them at once, each within its own budget, are
+        one `Ball.product`.)"""
+        return {m: Ball.joint([m], epsilon, norm) for m in check_names("modalities", modalities)}
 
     @property
     def attacked(self) -> tuple[str, ...]:
@@ -213,6 +222,8 @@ def chosen(these: Tensor, first: Inputs, second: Inputs) -> Inputs:
 
 
 def _check_budget(epsilon: Budget) -> None:
+    if not isinstance(epsilon, Tensor):
+        check_number("a budget", epsilon)
     values = epsilon.detach() if isinstance(epsilon, Tensor) else torch.tensor(float(epsilon), dtype=torch.float64)
     if not values.numel():
         return

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_kind, check_model, check_whole
 from crmt.attacks.balls import Ball, chosen, columns, moved, wide
 from crmt.attacks.losses import attack_loss
 from crmt.errors import BadInputError
@@ -16,6 +17,7 @@ from crmt.gradients import check_grad_mode, input_gradients
 from crmt.losses import logit_margin
 from crmt.modality import Inputs, check_inputs, check_labels
 from crmt.model import MultiModalModel, evaluating
+from crmt.randomness import warn_if_random
 
 OUTSIDE = 1e-4
 """By how much an input may lie outside its box: rounding."""
@@ -44,11 +46,15 @@ class AttackResult(NamedTuple):
 def check_counts(**counts: int) -> None:
     """Refuse counts below 1."""
     for name, count in counts.items():
+        check_whole(name, count)
         if count < 1:
             raise BadInputError(f"{name} must be 1 or more, not {count}")
 
 
 def _check(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball) -> None:
+    check_model(model)
+    check_kind("ball", ball, Ball, "a Ball, such as Ball.joint(['video'], 0.5)")
+    check_kind("labels", labels, Tensor, "a tensor of class numbers in int64, one an input")
     unknown = set(ball.attacked) - set(model.modalities)
     if unknown:
         raise BadInputError(f"the model has no modality {', '.join(unknown)}; it has {', '.join(model.modalities)}")
@@ -98,6 +104,8 @@ class Search:
         self._all = (labels, ball)
         self._select(torch.arange(len(labels), device=labels.device))
         ball.epsilons(self.attacked)  # refuses budgets that do not fit
+        if len(labels):
+            warn_if_random(model, self.clean)
         with torch.no_grad():
             self.logits = wide(model(self.clean).logits)
         check_labels(labels, self.logits.shape[1])
@@ -138,6 +146,7 @@ class Search:
 
     def from_inputs(self, start: Mapping[str, Tensor]) -> Inputs:
         """δ of adversarial inputs of the whole batch, as far out as they are."""
+        check_kind("start", start, Mapping, "a dictionary of modality to adversarial inputs")
         check_inputs({m: self.model.modalities[m] for m in self.best}, start)
         count = len(self.margin)
         if any(len(start[m]) != count for m in self.best):

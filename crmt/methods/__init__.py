@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
+from crmt.arguments import check_kind
 from crmt.doors import Door
 from crmt.errors import BadInputError, CRMTWarning
 from crmt.methods.base import Epoch, LossTerms, Method, Step
@@ -61,6 +62,7 @@ def create(name: str, **settings: Any) -> Method:
     Raises:
         BadInputError: no such method, a setting that no method has, or a value that the method does not take.
     """
+    check_kind("a training method's name", name, str, f"one of {', '.join(method_names())}")
     kind = method_class(name)
     own = kind.parameters()
     others = parameters_of_all()

@@ -83,17 +83,12 @@ class OGMGE(Method):
 
 
 def kernels(encoder: nn.Module) -> list[nn.Parameter]:
-    """The kernels of an encoder's convolutions, and 4-d parameters of its own modules; each once.
-
-    A kernel under a parametrisation is its `original`, if that has the kernel's shape.
-    """
+    """The kernels of an encoder's convolutions (1-d to 3-d, transposed ones too), and every other 4-d parameter; each
+    once. A kernel under a parametrisation is what it is computed from, where that has its shape."""
     found: dict[nn.Parameter, None] = {}
     for module in encoder.modules():
         if isinstance(module, _ConvNd):
-            chain = getattr(module, "parametrizations", None)
-            kernel = module.weight if chain is None or "weight" not in chain else chain["weight"].original
-            if isinstance(kernel, nn.Parameter) and kernel.ndim > 2:
-                found[kernel] = None
+            found |= {p: None for p in module.parameters() if p.ndim == len(module.kernel_size) + 2}
         found |= {p: None for p in module.parameters(recurse=False) if p.ndim == 4}
     return list(found)
 
