@@ -8,18 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from crmt.arguments import check_kind, check_model, folder_of
 from crmt.errors import BadInputError
-from crmt.model import ModelSpec, MultiModalModel, build_model
+from crmt.model import ModelSpec, MultiModalModel, build_model, check_initialised
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
 _STATE = "state.safetensors"
 _STATE_CARD = "state.json"
 FORMAT = 1
+_SAME = "same"
+"""In a file's metadata: JSON of further names of tensors to the names that they are written under."""
 
 
 def sha256_of(path: Path) -> str:
@@ -31,9 +35,12 @@ def sha256_of(path: Path) -> str:
 def digest_of(model: MultiModalModel) -> str:
     """Hex SHA-256 of a model's parameters and buffers as they are now."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    state = model.state_dict()
+    check_initialised(state)
+    for name, value in sorted(state.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        # as bytes: NumPy has no bfloat16
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -44,18 +51,72 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Each tensor with memory of its own, which safetensors wants; one that has several names (an encoder of two
+    modalities, tied weights) once, under the first of them, and the others in the file's metadata."""
+    check_initialised(tensors)
+    names: dict[tuple[Any, ...], str] = {}
+    own: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
+    for name, value in tensors.items():
+        place = (value.data_ptr(), value.device, value.dtype, value.shape, value.stride())
+        first = names.setdefault(place, name) if value.numel() else name
+        if first != name:
+            same[name] = first
+        else:
+            # of views into one memory, and of expanded tensors, what they show is written
+            own[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+    save_file(own, temporary, {_SAME: json.dumps(same)} if same else None)
     temporary.chmod(0o644)
     temporary.replace(path)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """What `_write_tensors` wrote; names of one tensor give one tensor."""
+    with safe_open(path, "pt") as file:
+        same = json.loads((file.metadata() or {}).get(_SAME, "{}"))
+    tensors = load_file(path)
+    return tensors | {name: tensors[first] for name, first in same.items()}
+
+
+def _tie(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Let names of one tensor in `tensors` be one parameter, or buffer, of the model again."""
+    firsts: dict[int, str] = {}
+    for name, value in tensors.items():
+        first = firsts.setdefault(id(value), name)
+        if first == name:
+            continue
+        (owner, leaf), (other, source) = (_owner(model, n) for n in (name, first))
+        setattr(owner, leaf, getattr(other, source))
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
 
 
 def save_model(folder: Path, model: MultiModalModel, spec: ModelSpec, card: Mapping[str, Any]) -> str:
     """Write weights and card to `folder`; returns the SHA-256 of the weights.
 
+    Parameters that are shared (one encoder for two modalities) are written once, and `load_model` shares them again.
+
     Args:
+        folder: made where there is none.
+        model: its weights are written as they are now.
+        spec: what `load_model` builds the model from.
         card: provenance, JSON-able: method, metrics, data, commit.
+
+    Raises:
+        BadInputError: a lazy layer that has seen no batch yet.
     """
+    folder = folder_of(folder)
+    check_model(model)
+    check_kind("spec", spec, ModelSpec, "the ModelSpec that build_model made the model from")
+    check_kind("card", card, Mapping, "a dictionary that JSON can hold")
+    try:
+        json.dumps(dict(card), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"the card cannot be written as JSON: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
     _write_tensors(folder / WEIGHTS, model.state_dict())
     digest = sha256_of(folder / WEIGHTS)
@@ -75,7 +136,7 @@ def load_model(folder: Path) -> tuple[MultiModalModel, ModelSpec, dict[str, Any]
     Raises:
         BadInputError: no model there, a damaged file, or weights that are not those of the card.
     """
-    folder = Path(folder)
+    folder = folder_of(folder)
     card = _read_card(folder / CARD, "a saved model")
     weights = folder / WEIGHTS
     if not weights.exists() or sha256_of(weights) != card.get("weights_sha256"):
@@ -83,7 +144,9 @@ def load_model(folder: Path) -> tuple[MultiModalModel, ModelSpec, dict[str, Any]
     try:
         spec = ModelSpec.from_json(card["spec"])
         model = build_model(spec)
-        model.load_state_dict(load_file(weights))
+        tensors = _read_tensors(weights)
+        model.load_state_dict(tensors)
+        _tie(model, tensors)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise BadInputError(f"{folder} does not hold a model of this version: {_first_line(error)}") from None
     return model.eval(), spec, card
@@ -109,6 +172,8 @@ def _first_line(error: Exception) -> str:
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write what `EpochResult.state()` gave: parameters, the method's companion, the optimiser's tensors, the epoch."""
+    folder = folder_of(folder)
+    check_kind("state", state, Mapping, "what the state() of an epoch's result gives")
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in state["model"].items()}
     tensors |= {f"companion/{k}": v for k, v in state.get("companion", {}).items()}
@@ -137,13 +202,14 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         BadInputError: missing or damaged.
     """
+    folder = folder_of(folder)
     card = _read_card(folder / _STATE_CARD, "a training state")
     if not (folder / _STATE).exists() or sha256_of(folder / _STATE) != card.get("sha256"):
         raise BadInputError(f"{folder / _STATE} is damaged: remove the folder, and training starts anew")
     model: dict[str, Tensor] = {}
     companion: dict[str, Tensor] = {}
     entries: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in card["plain"].items()}
-    for key, value in load_file(folder / _STATE).items():
+    for key, value in _read_tensors(folder / _STATE).items():
         kind, _, rest = key.partition("/")
         if kind == "model":
             model[rest] = value

@@ -9,3 +9,7 @@ class CRMTError(Exception):
 
 class BadInputError(CRMTError, ValueError):
     """What the user gave cannot be used as it is. At the command line: one line, exit code 2."""
+
+
+class CRMTWarning(UserWarning):
+    """What can be done, but probably is not what was meant. Turn it into an error with `warnings.simplefilter`."""

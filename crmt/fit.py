@@ -12,12 +12,13 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from crmt.arguments import check_batches, check_epochs, check_kind, check_model, check_number, check_whole
 from crmt.distributed import mean_over_ranks, rank
 from crmt.errors import BadInputError, CRMTError
 from crmt.heads import HEADS, OrthogonalHead
 from crmt.methods.base import Epoch, Forward, Method, Step
 from crmt.modality import Batch, Inputs, check_batch
-from crmt.model import MultiModalModel, evaluating
+from crmt.model import MultiModalModel, check_initialised, evaluating
 
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "step"]
@@ -29,7 +30,7 @@ class FitSettings:
     more.
 
     Raises:
-        BadInputError: an unknown optimizer or schedule.
+        BadInputError: an unknown optimizer or schedule, or a value that is no number where one is wanted.
     """
 
     epochs: int
@@ -48,6 +49,13 @@ class FitSettings:
     """Of the noise, and of what a method draws."""
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "step_every", "seed"):
+            check_whole(name, getattr(self, name))
+        for name in ("lr", "momentum", "weight_decay", "step_factor"):
+            check_number(name, getattr(self, name))
+        check_kind("noise", self.noise, Mapping, "a dictionary of modality to deviation, such as {'video': 0.25}")
+        for modality, deviation in self.noise.items():
+            check_number(f"noise of {modality!r}", deviation)
         _check_name("optimizer", self.optimizer, get_args(Optimizer))
         _check_name("schedule", self.schedule, get_args(Schedule))
 
@@ -170,10 +178,16 @@ def fit(
             train, or a batch that `check_batch` refuses.
         CRMTError: an epoch without a batch, or the loss is no longer finite.
     """
+    check_model(model)
+    check_kind("method", method, Method, "a training method, such as crmt.create('crmt_jt')")
+    check_epochs(batches)
+    check_kind("settings", settings, FitSettings, "FitSettings(epochs=..., lr=...)")
+    check_kind("state", {} if state is None else state, Mapping, "what an epoch's state() or load_state gave")
     unknown = set(settings.noise) - set(model.modalities)
     if unknown:
         raise BadInputError(f"noise for {', '.join(sorted(unknown))}; the model has {', '.join(model.modalities)}")
     _check_head(model, method)
+    check_initialised(model.state_dict())
     off = _switched_off(model)
     learning = [p for p in model.parameters() if p.requires_grad]
     try:
@@ -199,7 +213,9 @@ def fit(
             module.training = False
         sums: dict[str, Tensor] = {}
         steps = 0
-        for batch in batches(epoch):
+        given = batches(epoch)
+        check_batches(given)
+        for batch in given:
             check_batch(model.modalities, batch, model.head.classes)
             generator = _generator(settings.seed, epoch, steps)
             step = Step(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
+from crmt.arguments import check_kind, check_whole
 from crmt.errors import BadInputError
 
 INITIAL_INTEGRATION = 1.0
@@ -26,6 +27,8 @@ class Head(nn.Module):
 
     def __init__(self, features: Mapping[str, int], classes: int) -> None:
         super().__init__()
+        check_kind("features", features, Mapping, "a dictionary of modality to width, such as {'video': 512}")
+        check_whole("classes", classes)
         if not features:
             raise BadInputError("a head needs at least one modality")
         if classes < 1:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_number, check_tensors, check_whole
 from crmt.certificates.radius import pairwise_radii
 from crmt.errors import BadInputError
 from crmt.gradients import check_grad_mode
@@ -108,6 +109,10 @@ def optimise_integration(
             infinite τ, torch.inference_mode, or `orthogonal` with a τ that differs between the classes of a modality.
     """
     check_grad_mode()
+    check_tensors(scores=scores, labels=labels, bias=bias, tau=tau, start=start)
+    for name, value in {"steps": steps, "seed": seed, "samples": 1 if samples is None else samples}.items():
+        check_whole(name, value)
+    check_number("lr", lr)
     _check(scores, labels, bias, tau, start, objective, pair)
     device = start.device
     bias, tau, first = (t.detach().to(device, torch.float64) for t in (bias, tau, start))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from crmt.arguments import check_kind
 from crmt.errors import BadInputError
 
 Inputs = dict[str, Tensor]
@@ -91,19 +92,31 @@ def check_floating(name: str, values: Tensor, box: tuple[float, float] | None) -
         raise BadInputError(f"{name!r} holds {str(values.dtype).removeprefix('torch.')} values: convert to float{hint}")
 
 
+def check_batch_kind(batch: object) -> None:
+    """Refuse what is no batch.
+
+    Raises:
+        BadInputError: another type, or inputs or labels in it of another.
+    """
+    check_kind("a batch", batch, Batch, "crmt.Batch(inputs, labels)")
+    assert isinstance(batch, Batch)
+    check_kind("labels", batch.labels, Tensor, "a tensor of class numbers in int64, one an input")
+
+
 def check_inputs(modalities: Mapping[str, Modality], inputs: Mapping[str, Tensor]) -> None:
     """Refuse a batch that lacks a modality, has the wrong shape or a different number of inputs by modality.
 
     Raises:
         BadInputError: names the modality and the two shapes, or the type if it is not a floating one.
     """
+    check_kind("inputs", inputs, Mapping, "a dictionary of modality to tensor, such as {'video': x}")
     for name, modality in modalities.items():
         if name not in inputs:
             raise BadInputError(
                 f"the batch has no {name!r}; the model needs {', '.join(modalities)} and got {', '.join(inputs)}"
             )
         check_floating(name, inputs[name], modality.box)
-        if tuple(inputs[name].shape[1:]) != modality.shape:
+        if inputs[name].ndim < 1 or tuple(inputs[name].shape[1:]) != modality.shape:
             raise BadInputError(
                 f"{name!r} has shape {tuple(inputs[name].shape)}; the model needs (batch, "
                 f"{', '.join(map(str, modality.shape))})"
@@ -120,6 +133,7 @@ def check_labels(labels: Tensor, classes: int) -> None:
     Raises:
         BadInputError: labels of another type than int64, or out of range.
     """
+    check_kind("labels", labels, Tensor, "a tensor of class numbers in int64, one an input")
     if labels.dtype != torch.int64:
         raise BadInputError(f"labels are of type {labels.dtype}: give class numbers in int64")
     if not labels.numel():
@@ -135,6 +149,7 @@ def check_batch(modalities: Mapping[str, Modality], batch: Batch, classes: int) 
     Raises:
         BadInputError: as `check_inputs`; NaN or infinity in an input; labels of another number or out of range.
     """
+    check_batch_kind(batch)
     check_inputs(modalities, batch.inputs)
     labels = batch.labels
     if labels.shape != (len(batch.inputs[next(iter(modalities))]),) or labels.dtype != torch.int64:

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from crmt.arguments import check_kind, check_whole
 from crmt.encoders.registry import build_encoder
 from crmt.errors import BadInputError
 from crmt.heads import HEADS, Head
@@ -84,8 +86,12 @@ class MultiModalModel(nn.Module):
                 an encoder that is no module or does not give `(B, d)` of that type; an unknown head, or fewer features
                 than classes under an orthogonal head.
         """
-        if head not in HEADS:
+        if not isinstance(head, str) or head not in HEADS:
             raise BadInputError(f"no head {head!r}. Valid: {', '.join(HEADS)}")
+        check_kind("encoders", encoders, (Mapping, nn.ModuleDict), "a dictionary of modality to torch.nn.Module")
+        check_kind("inputs", inputs, Mapping, "a dictionary of modality to tensor, such as {'video': x}")
+        check_kind("boxes", {} if boxes is None else boxes, Mapping, "a dictionary of modality to (low, high)")
+        check_whole("classes", classes)
         ranges = boxes or {}
         for name in (*encoders, *inputs, *ranges):
             check_name(name)
@@ -130,6 +136,11 @@ class MultiModalModel(nn.Module):
 
 def _modality_of(name: str, inputs: Tensor, box: tuple[float, float] | None) -> Modality:
     """Of inputs as they are. Its mean is theirs, for each index of the first axis, kept in the box."""
+    check_floating(name, inputs, None)
+    if box is not None:
+        check_kind(f"the box of {name!r}", box, Sequence, "(low, high)")
+        if len(box) != 2 or not all(isinstance(v, (int, float)) for v in box) or not box[0] < box[1]:
+            raise BadInputError(f"the box of {name!r} is {box}: give (low, high) with low < high")
     check_floating(name, inputs, box)
     if inputs.ndim < 2 or not inputs.numel():
         raise BadInputError(f"{name!r} has shape {tuple(inputs.shape)}: give (batch, ...), and at least one input")
@@ -153,7 +164,13 @@ def _width(name: str, encoder: nn.Module, inputs: Tensor) -> int:
     if not isinstance(encoder, nn.Module):
         raise BadInputError(f"the encoder of {name!r} is a {type(encoder).__name__}: give a torch.nn.Module")
     with evaluating(encoder), torch.no_grad():
-        found = encoder(inputs.detach().clone())  # a first layer may work in place
+        try:
+            found = encoder(inputs.detach().clone())  # a first layer may work in place
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise BadInputError(
+                f"the encoder of {name!r} fails on inputs of {tuple(inputs.shape)} in {inputs.dtype}: {first}"
+            ) from error
     if not isinstance(found, Tensor):
         raise BadInputError(
             f"the encoder of {name!r} gives a {type(found).__name__}: it must give one tensor of features"
@@ -167,20 +184,33 @@ def _width(name: str, encoder: nn.Module, inputs: Tensor) -> int:
     return found.shape[1]
 
 
+def check_initialised(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse parameters without a shape.
+
+    Raises:
+        BadInputError: names the first such parameter.
+    """
+    for name, value in tensors.items():
+        if is_lazy(value):
+            raise BadInputError(f"{name} is of a lazy layer without a shape yet: give the model one batch first")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, parameters frozen and parametrised weights computed once, until the block ends."""
     modes = [(module, module.training) for module in model.modules()]
-    wanted = [p.requires_grad for p in model.parameters()]
+    # a lazy layer's have no value yet, and may not be touched before its first batch
+    wanted = [(p, p.requires_grad) for p in model.parameters() if not is_lazy(p)]
     model.eval()
-    model.requires_grad_(False)
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
     try:
         with parametrize.cached():
             yield
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, grad in zip(model.parameters(), wanted, strict=True):
+        for parameter, grad in wanted:
             parameter.requires_grad_(grad)
 
 

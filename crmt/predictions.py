@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_batches, check_kind, check_model
 from crmt.errors import BadInputError
 from crmt.heads import Head
 from crmt.modality import Batch, check_batch
 from crmt.model import MultiModalModel, evaluating
+from crmt.randomness import warn_if_random
 from crmt.progress import Progress, silent
 
 
@@ -67,13 +69,24 @@ def predict(
     """Scores and predictions, in evaluation mode. Progress counts inputs.
 
     Args:
+        model: measured in evaluation mode, and left as it was.
+        batches: labelled inputs, on the model's device; each is gone through once.
+        progress: called with the number of inputs after each batch.
         missing: also predict with each modality left out; otherwise `Predictions.missing` is `(N, 0)`.
+
+    Raises:
+        BadInputError: no input at all, or a batch that does not fit the model.
     """
+    check_model(model)
+    check_batches(batches)
+    check_kind("missing", missing, bool, "True or False; crmt.attacks.missing leaves out modalities by name")
     ids: list[str] = []
     labels, scores, absent = [], [], []
     with evaluating(model), torch.no_grad():
         for batch in batches:
             check_batch(model.modalities, batch, model.head.classes)
+            if not labels:
+                warn_if_random(model, batch.inputs)
             output = model(batch.inputs)
             ids += batch.ids
             labels.append(batch.labels.cpu())

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_kind, check_names, check_number
 from crmt.errors import BadInputError
 from crmt.modality import Inputs, Modality
 
@@ -35,7 +36,7 @@ class Ball:
     norm: Literal["l2", "linf"] = "l2"
 
     def __post_init__(self) -> None:
-        names = [m for g in self.groups for m in g.modalities]
+        names = [m for g in self.groups for m in check_names("modalities", g.modalities)]
         if not names or len(set(names)) != len(names):
             raise BadInputError(f"a ball needs every attacked modality once, not {names}")
         if self.norm not in ("l2", "linf"):
@@ -46,12 +47,20 @@ class Ball:
     @staticmethod
     def joint(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> Ball:
         """Σ_m ‖δ^(m)‖² ≤ ε² (ℓ2), max_m ‖δ^(m)‖∞ ≤ ε (ℓ∞); with one modality, its uni-modal ball."""
-        return Ball((Group(tuple(modalities), epsilon),), norm)
+        return Ball((Group(check_names("modalities", modalities), epsilon),), norm)
 
     @staticmethod
     def product(epsilons: Mapping[str, Budget], norm: Literal["l2", "linf"] = "l2") -> Ball:
         """‖δ^(m)‖ ≤ ε_m for each m."""
+        check_kind("epsilons", epsilons, Mapping, "a dictionary of modality to budget, such as {'video': 0.5}")
         return Ball(tuple(Group((m,), e) for m, e in epsilons.items()), norm)
+
+    @staticmethod
+    def each(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> dict[str, Ball]:
+        """Every modality's own ball, by name, as `attack.balls: [each]` of a configuration: M attacks, in each of which
+        one modality is moved and the others stay as they are. (All of them at once, each within its own budget, are
+        one `Ball.product`.)"""
+        return {m: Ball.joint([m], epsilon, norm) for m in check_names("modalities", modalities)}
 
     @property
     def attacked(self) -> tuple[str, ...]:
@@ -152,7 +161,8 @@ class Ball:
         return {m: columns(_budget(g.epsilon, like[m]), like[m]) for g in self.groups for m in g.modalities}
 
     def random(self, like: Inputs, generator: torch.Generator | None) -> Inputs:
-        """A δ drawn uniformly from the ball (before any box)."""
+        """A δ drawn uniformly from the ball (before any box), in float32 or better."""
+        like = {m: wide(like[m]) for m in self.attacked}
         result: Inputs = {}
         for g in self.groups:
             first = like[g.modalities[0]]
@@ -162,17 +172,44 @@ class Ball:
                 result |= {m: v * columns(epsilon, v) for m, v in noise.items()}
                 continue
             size = sum(v[0].numel() for v in noise.values())
-            uniform = torch.rand(len(first), generator=generator, device=_device(generator)).to(first)
+            uniform = torch.rand(len(first), generator=generator, device=_device(generator)).to(epsilon)
             scale = epsilon * uniform.pow(1 / size) / _joint_norm(list(noise.values())).clamp_min(1e-38)
             result |= {m: v * columns(scale, v) for m, v in noise.items()}
         return result
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float32 where they are of a smaller type: budgets, lengths and margins are no matter for three digits."""
+    return values.float() if values.is_floating_point() and values.dtype.itemsize < 4 else values
+
+
+def moved(x: Tensor, delta: Tensor) -> Tensor:
+    """x + δ in the type of x. Below float32 it is rounded towards x, since the nearest number may be outside the ball:
+    numbers of bfloat16 near 1 are 0.004 to 0.008 apart."""
+    if x.dtype.itemsize >= 4:
+        return x + delta
+    start = x.float()
+    there = (start + delta).to(x.dtype)
+    beyond = (there.float() - start).abs() > delta.abs()
+    return torch.where(beyond, _nearer(there, x), there)
+
+
+def _nearer(values: Tensor, x: Tensor) -> Tensor:
+    """The next number towards x, of 16-bit floats (CUDA has no torch.nextafter for all of them).
+
+    Those of one sign lie in the order of their bits; next to 0 are the smallest, 1 and, with the sign's bit, -32767.
+    """
+    bits = values.view(torch.int16)
+    next_bits = torch.where((values > 0) == (values > x), bits - 1, bits + 1)
+    from_zero = torch.where(x > 0, 1, -32767).to(torch.int16)
+    return torch.where(values == 0, from_zero, next_bits).view(values.dtype)
 
 
 def clamped(deltas: Inputs, around: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Inputs:
     """δ clamped so that x + δ is in the box, or no further out than x is, which rounding may leave just outside."""
     result = dict(deltas)
     for m, delta in deltas.items():
-        box, x = modalities[m].box, around[m]
+        box, x = modalities[m].box, wide(around[m])
         if box is not None:
             low, high = box
             result[m] = torch.maximum(torch.minimum(x + delta, x.clamp_min(high)), x.clamp_max(low)) - x
@@ -185,6 +222,8 @@ def chosen(these: Tensor, first: Inputs, second: Inputs) -> Inputs:
 
 
 def _check_budget(epsilon: Budget) -> None:
+    if not isinstance(epsilon, Tensor):
+        check_number("a budget", epsilon)
     values = epsilon.detach() if isinstance(epsilon, Tensor) else torch.tensor(float(epsilon), dtype=torch.float64)
     if not values.numel():
         return

@@ -59,7 +59,7 @@ TARGETED_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"margi
 def check_loss(loss: str, targeted: bool = False) -> None:
     """Refuse an unknown loss."""
     valid = TARGETED_LOSSES if targeted else ATTACK_LOSSES
-    if loss not in valid:
+    if not isinstance(loss, str) or loss not in valid:
         kind = "targeted attack loss" if targeted else "attack loss"
         raise BadInputError(f"no {kind} {loss!r}. Valid: {', '.join(valid)}")
 

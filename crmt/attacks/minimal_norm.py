@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import LARGEST, Ball, chosen, clamped, columns
+from crmt.attacks.balls import LARGEST, Ball, chosen, clamped, columns, moved, wide
 from crmt.attacks.base import Attack, Call
 from crmt.attacks.losses import likely_targets
 from crmt.attacks.search import AttackResult, Search, check_counts
@@ -86,8 +86,9 @@ def minimal_norm(
                     deltas = drawn if run else chosen(unknown, drawn, step)
                 _run(search, best, deltas, steps, target)
             best.bisect(search)
-    found = {m: search.clean[m] + d for m, d in best.deltas.items()}
-    rounded = ball.gauge({m: x - search.clean[m] for m, x in found.items()})
+            best.confirm()
+    found = {m: moved(search.clean[m], d) for m, d in best.deltas.items()}
+    rounded = ball.gauge({m: wide(x) - wide(search.clean[m]) for m, x in found.items()})
     return MinimalResult(search.clean | found, torch.maximum(best.radius, rounded))
 
 
@@ -110,6 +111,7 @@ class _Nearest:
 
     def bisect(self, search: Search) -> None:
         """Pull every δ back towards x as far as it stays adversarial; the box is convex, so it holds."""
+        self.before = {m: d.clone() for m, d in self.deltas.items()}, self.radius.clone()
         far = {m: d[search.rows] for m, d in self.deltas.items()}
         low = torch.zeros_like(self.radius[search.rows])
         high = torch.ones_like(low)
@@ -119,6 +121,18 @@ class _Nearest:
             margin = search.evaluate(deltas)
             self.offer(deltas, margin)
             high, low = torch.where(margin > 0, high, middle), torch.where(margin > 0, middle, low)
+
+    def confirm(self) -> None:
+        """Look once more, at the whole batch. Rounding differs with the size of a batch, and these points lie on the
+        boundary: where the prediction holds, the point before the bisection is taken, and where it holds there, none.
+        """
+        nothing = {m: torch.zeros_like(d) for m, d in self.deltas.items()}, torch.full_like(self.radius, float("inf"))
+        for deltas, radius in (self.before, nothing):
+            held = (self.search.margins(self.deltas) > 0) & self.radius.isfinite()
+            if not bool(held.any()):
+                return
+            self.radius = torch.where(held, radius, self.radius)
+            self.deltas = chosen(held, deltas, self.deltas)
 
 
 def _linearised(search: Search) -> tuple[Tensor, Tensor, Inputs]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_names
 from crmt.attacks.balls import Ball
 from crmt.attacks.search import AttackResult, Search
 from crmt.model import MultiModalModel, evaluating
@@ -22,7 +23,7 @@ def missing(
     Raises:
         BadInputError: as `pgd`.
     """
-    gone = tuple(modalities)
+    gone = check_names("modalities", modalities)
     with evaluating(model), torch.no_grad():
         search = Search(model, inputs, labels, Ball.joint(gone, 0.0))
         replaced = search.clean | {m: model.modalities[m].missing(search.clean[m]) for m in gone}

@@ -8,6 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_number
 from crmt.attacks.balls import Ball
 from crmt.attacks.base import Attack, Call
 from crmt.attacks.losses import check_loss
@@ -51,6 +52,7 @@ def pgd(
     check_loss(loss)
     check_counts(steps=steps, restarts=restarts)
     size = 2.5 / steps if step_size is None else step_size
+    check_number("step_size", size)
     if not (isfinite(size) and size > 0):
         raise BadInputError(f"step_size must be a finite number above 0, not {size}")
     with evaluating(model):

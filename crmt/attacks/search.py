@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, chosen, columns
+from crmt.arguments import check_kind, check_model, check_whole
+from crmt.attacks.balls import Ball, chosen, columns, moved, wide
 from crmt.attacks.losses import attack_loss
 from crmt.errors import BadInputError
 from crmt.gradients import check_grad_mode, input_gradients
 from crmt.losses import logit_margin
 from crmt.modality import Inputs, check_inputs, check_labels
 from crmt.model import MultiModalModel, evaluating
+from crmt.randomness import warn_if_random
 
 OUTSIDE = 1e-4
 """By how much an input may lie outside its box: rounding."""
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of inputs. Below float32 the model sees x + δ in their type, and the search reckons in float32."""
 _ROUNDING = 1e-5
 """Share of the budget by which a point may lie outside the ball."""
 _SHORTENED = 4
@@ -41,11 +46,15 @@ class AttackResult(NamedTuple):
 def check_counts(**counts: int) -> None:
     """Refuse counts below 1."""
     for name, count in counts.items():
+        check_whole(name, count)
         if count < 1:
             raise BadInputError(f"{name} must be 1 or more, not {count}")
 
 
 def _check(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball) -> None:
+    check_model(model)
+    check_kind("ball", ball, Ball, "a Ball, such as Ball.joint(['video'], 0.5)")
+    check_kind("labels", labels, Tensor, "a tensor of class numbers in int64, one an input")
     unknown = set(ball.attacked) - set(model.modalities)
     if unknown:
         raise BadInputError(f"the model has no modality {', '.join(unknown)}; it has {', '.join(model.modalities)}")
@@ -55,14 +64,24 @@ def _check(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor,
         raise BadInputError(
             f"labels are {tuple(labels.shape)} of {labels.dtype}: give {count} class numbers in int64, one an input"
         )
-    for name, modality in model.modalities.items() if count else ():
-        low, high = torch.aminmax(inputs[name].detach())
-        if not bool((low + high).isfinite()):
+    for name, modality in model.modalities.items():
+        kind = inputs[name].dtype
+        if kind not in TYPES:
+            raise BadInputError(
+                f"{name!r} is {str(kind).removeprefix('torch.')}: attacks take float16, bfloat16, float32 and float64"
+            )
+        if not inputs[name].numel():
+            continue
+        low, high = (float(v) for v in torch.aminmax(inputs[name].detach()))
+        if not isfinite(low) or not isfinite(high):
             raise BadInputError(f"{name!r} has NaN or infinite values: leave these inputs out")
         box = modality.box
-        if box is not None and (float(low) < box[0] - OUTSIDE or float(high) > box[1] + OUTSIDE):
+        if box is None:
+            continue
+        rounding = max(OUTSIDE, torch.finfo(kind).eps * max(map(abs, box)))
+        if low < box[0] - rounding or high > box[1] + rounding:
             raise BadInputError(
-                f"{name!r} has values in [{float(low):.4g}, {float(high):.4g}], outside its box {list(box)}: scale it"
+                f"{name!r} has values in [{low:.4g}, {high:.4g}], outside its box {list(box)}: scale it"
             )
 
 
@@ -81,12 +100,14 @@ class Search:
         labels = labels.to(inputs[next(iter(model.modalities))].device)
         self.model = model
         self.clean = {m: inputs[m].detach() for m in model.modalities}
-        self.best = {m: torch.zeros_like(self.clean[m]) for m in ball.attacked}
+        self.best = {m: torch.zeros_like(wide(self.clean[m])) for m in ball.attacked}
         self._all = (labels, ball)
         self._select(torch.arange(len(labels), device=labels.device))
         ball.epsilons(self.attacked)  # refuses budgets that do not fit
+        if len(labels):
+            warn_if_random(model, self.clean)
         with torch.no_grad():
-            self.logits = model(self.clean).logits
+            self.logits = wide(model(self.clean).logits)
         check_labels(labels, self.logits.shape[1])
         self.margin = _nan_is_wrong(logit_margin(self.logits, labels))
 
@@ -100,8 +121,8 @@ class Search:
 
     @property
     def attacked(self) -> Inputs:
-        """x of the attacked modalities, of `rows`."""
-        return {m: self.inputs[m] for m in self.best}
+        """x of the attacked modalities, of `rows`, in float32 or better."""
+        return {m: wide(self.inputs[m]) for m in self.best}
 
     def begin(self, drop_broken: bool = True) -> bool:
         """Start a run on all samples that stand (or on all); whether there are any."""
@@ -125,11 +146,12 @@ class Search:
 
     def from_inputs(self, start: Mapping[str, Tensor]) -> Inputs:
         """δ of adversarial inputs of the whole batch, as far out as they are."""
+        check_kind("start", start, Mapping, "a dictionary of modality to adversarial inputs")
         check_inputs({m: self.model.modalities[m] for m in self.best}, start)
         count = len(self.margin)
         if any(len(start[m]) != count for m in self.best):
             raise BadInputError(f"the start has another number of inputs than the batch, {count}: give one for each")
-        return {m: start[m].detach()[self.rows] - x for m, x in self.attacked.items()}
+        return {m: wide(start[m].detach()[self.rows]) - x for m, x in self.attacked.items()}
 
     def random(self, generator: torch.Generator | None) -> Inputs:
         """δ of a later run."""
@@ -141,32 +163,36 @@ class Search:
     @torch.no_grad()
     def evaluate(self, deltas: Inputs) -> Tensor:
         """The margins at x + δ, `(R,)`; what is better than all before is kept."""
-        logits = self.model({m: x + deltas[m] if m in deltas else x for m, x in self.inputs.items()}).logits
-        return self.keep(deltas, logits)
+        return self.keep(deltas, self.model(self.inputs | self._points(deltas)).logits)
+
+    def _points(self, deltas: Inputs) -> Inputs:
+        return {m: moved(self.inputs[m], d) for m, d in deltas.items()}
 
     def keep(self, deltas: Inputs, logits: Tensor) -> Tensor:
         """The margins of these logits; what is better than all before is kept."""
-        margin = _nan_is_wrong(logit_margin(logits, self.labels))
+        margin = _nan_is_wrong(logit_margin(wide(logits), self.labels))
         best = self.margin[self.rows]
         better = margin < best
         self.margin[self.rows] = torch.where(better, margin, best)
         for m, d in deltas.items():
-            self.best[m][self.rows] = torch.where(columns(better, d), d, self.best[m][self.rows])
+            self.best[m][self.rows] = torch.where(columns(better, d), wide(d), self.best[m][self.rows])
         return margin
 
     def gradients(self, deltas: Inputs, loss: str, targets: Tensor | None = None) -> tuple[Inputs, Tensor]:
         """Gradients by δ of the loss at x + δ, and the loss, `(R,)`; what is better than all before is kept."""
-        leaves = {m: d.detach().requires_grad_() for m, d in deltas.items()}
+        # by x + δ, which is the same as by δ
+        leaves = {m: x.detach().requires_grad_() for m, x in self._points(deltas).items()}
         check_grad_mode()
         with torch.enable_grad():
-            logits = self.model({m: x + leaves[m] if m in leaves else x for m, x in self.inputs.items()}).logits
+            # a first layer that works in place may not be given a leaf
+            logits = wide(self.model(self.inputs | {m: leaf.clone() for m, leaf in leaves.items()}).logits)
             value = attack_loss(loss, logits, self.labels, targets)
             self.keep(deltas, logits.detach())
             if logits.shape[1] < 2:  # there is no other class
                 return {m: torch.zeros_like(d) for m, d in deltas.items()}, value
             found = input_gradients(self.model, self.inputs, value.sum(), leaves)
         # a norm at 0 has a NaN gradient in many models: that direction is left out
-        return {m: torch.nan_to_num(g) for m, g in found.items()}, value.detach()
+        return {m: wide(torch.nan_to_num(g)) for m, g in found.items()}, value.detach()
 
     def moved(
         self, deltas: Inputs, gradients: Inputs, size: float | Tensor, generator: torch.Generator | None
@@ -177,22 +203,37 @@ class Search:
         return chosen(flat, self.random(generator), there) if bool(flat.any()) else there
 
     def result(self) -> AttackResult:
-        """The best points. Where x + δ, rounded, lies outside the ball, δ is shortened and the margin taken anew."""
-        labels, ball = self._all
-        best = {m: self.clean[m] + d for m, d in self.best.items()}
+        """The best points, seen once more by the model.
+
+        Where x + δ, rounded, lies outside the ball, δ is shortened first. Margins are those of the search, but where
+        the model, given the whole batch, decides otherwise: rounding differs with the size of a batch.
+        """
+        ball = self._all[1]
+        best = {m: moved(self.clean[m], d) for m, d in self.best.items()}
+        shortened = torch.zeros_like(self.margin, dtype=torch.bool)
         for attempt in range(_SHORTENED + 1):
-            length = ball.gauge({m: x - self.clean[m] for m, x in best.items()})
+            length = ball.gauge({m: wide(x) - wide(self.clean[m]) for m, x in best.items()})
             rows = (length > 1 + _ROUNDING).nonzero().squeeze(1)
             if not len(rows):
                 break
+            shortened[rows] = True
             factor = (1 - _ROUNDING) / length[rows] if attempt < _SHORTENED else torch.zeros_like(length[rows])
             for m, d in self.best.items():
                 d[rows] = d[rows] * columns(factor, d[rows])
-                best[m][rows] = self.clean[m][rows] + d[rows]
-            inputs = {m: best[m][rows] if m in best else x[rows] for m, x in self.clean.items()}
-            with torch.no_grad(), evaluating(self.model):
-                self.margin[rows] = _nan_is_wrong(logit_margin(self.model(inputs).logits, labels[rows]))
-        return AttackResult(self.clean | best, self.margin)
+                best[m][rows] = moved(self.clean[m][rows], d[rows])
+        inputs = self.clean | best
+        with evaluating(self.model):
+            seen = self._seen(inputs)
+        self.margin = torch.where(shortened | ((seen > 0) != (self.margin > 0)), seen, self.margin)
+        return AttackResult(inputs, self.margin)
+
+    def margins(self, deltas: Inputs) -> Tensor:
+        """The margins at x + δ of the whole batch, `(B,)`; nothing is kept."""
+        return self._seen(self.clean | {m: moved(self.clean[m], d) for m, d in deltas.items()})
+
+    @torch.no_grad()
+    def _seen(self, inputs: Inputs) -> Tensor:
+        return _nan_is_wrong(logit_margin(wide(self.model(inputs).logits), self._all[0]))
 
 
 def _nan_is_wrong(margin: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_batches, check_kind, check_model, check_tensors
 from crmt.attacks import attack as run_attack
 from crmt.attacks.balls import Ball
 from crmt.attacks.base import DEFAULT_SETTINGS, AttackSettings
 from crmt.attacks.registry import find_attack
 from crmt.certificates.radius import Radii
 from crmt.errors import BadInputError
-from crmt.modality import Batch
+from crmt.modality import Batch, check_batch_kind
 from crmt.model import MultiModalModel
 from crmt.progress import Progress, silent
 
@@ -83,6 +84,10 @@ def audit(
         BadInputError: not as many radii as inputs, radii of a smoothed classifier, an unknown attack, and as any
             attack.
     """
+    check_model(model)
+    check_kind("radii", radii, Radii, "what estimated_radii or lipschitz_radii gave")
+    check_kind("inputs", inputs, Mapping, "a dictionary of modality to tensor, such as {'video': x}")
+    check_tensors(labels=labels)
     if radii.smoothed:
         raise BadInputError("these radii are of the smoothed classifier, not of the model: use audit_smoothing")
     if len(radii.joint) != len(labels):
@@ -133,9 +138,12 @@ def audit_batches(
     Raises:
         BadInputError: as `audit`, or more or fewer radii than inputs.
     """
+    check_kind("radii", radii, Radii, "what estimated_radii or lipschitz_radii gave")
+    check_batches(batches)
     parts: list[dict[str, Audit]] = []
     done = 0
     for number, batch in enumerate(batches):
+        check_batch_kind(batch)
         generator = torch.Generator().manual_seed(seed + number)
         here = slice(done, done + len(batch.labels))
         parts.append(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_batches, check_kind, check_model, check_tensors
+from crmt.attacks.balls import wide
 from crmt.certificates.base import Basis, IntegrationConstants, ScoreCertificate
 from crmt.certificates.radius import Radii, radii
 from crmt.errors import BadInputError
@@ -15,6 +17,7 @@ from crmt.gradients import GradientConstants, check_grad_mode, input_gradients
 from crmt.heads import Head, OrthogonalHead
 from crmt.modality import Batch, check_batch
 from crmt.model import MultiModalModel, evaluating
+from crmt.randomness import warn_if_random
 
 NAME = "estimate"
 
@@ -41,6 +44,10 @@ def estimated_radii(
     Raises:
         BadInputError: labels out of range, or a head with a = 1 without the constants of pairs.
     """
+    check_kind("head", head, Head, "the model's head, model.head")
+    check_tensors(scores=scores, labels=labels)
+    check_kind("constants", constants, GradientConstants, "what gradient_constants gave")
+    scores = wide(scores)
     return radii(
         NAME,
         head.modalities,
@@ -107,6 +114,8 @@ def gradient_constants(
         BadInputError: no input at all, an input at which a score has no finite gradient, a modality that the scores
             depend on without a gradient, or torch.inference_mode.
     """
+    check_model(model)
+    check_batches(batches)
     keep_pairs = not isinstance(model.head, OrthogonalHead) if pairs is None else pairs
     total: GradientConstants | None = None
     width = sum(int(torch.tensor(m.shape).prod()) for m in model.modalities.values())
@@ -115,6 +124,8 @@ def gradient_constants(
     with evaluating(model):
         for batch in batches:
             check_batch(model.modalities, batch, model.head.classes)
+            if total is None:
+                warn_if_random(model, batch.inputs)
             for start in range(0, len(batch.labels), chunk if keep_pairs else max(1, len(batch.labels))):
                 inputs = {m: x[start : start + chunk] for m, x in batch.inputs.items()} if keep_pairs else batch.inputs
                 part = (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from crmt.attacks.balls import wide
+from crmt.errors import CRMTWarning
 from crmt.modality import check_labels
 
 
@@ -72,6 +75,8 @@ def radii(
         BadInputError: labels out of range.
     """
     check_labels(labels, contributions.shape[2])
+    # three digits are too few for a radius: below float32 it would come out too large as often as too small
+    contributions, bias, constants = wide(contributions), wide(bias), wide(constants)
     logits = contributions.sum(1) + bias
     gap = logits.gather(1, labels[:, None]) - logits
     own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
@@ -84,6 +89,7 @@ def radii(
     joint, attaining = per_class.min(1)
     eta = constants[:, labels].permute(1, 0, 2)  # (N, M, K)
     single = _quotient(gap[:, None, :].expand_as(eta), eta).masked_fill(~allowed[:, None, :], float("inf")).amin(2)
+    _warn_of_infinite(modalities, constants, joint.masked_fill(wrong, 0.0))
     indicator = eta.gather(2, attaining[:, None, None].expand(-1, eta.shape[1], 1)).squeeze(2)
     return Radii(
         certificate,
@@ -92,3 +98,21 @@ def radii(
         single.masked_fill(wrong[:, None], 0.0),
         indicator,
     )
+
+
+def _warn_of_infinite(modalities: tuple[str, ...], constants: Tensor, joint: Tensor) -> None:
+    """Say that a radius without end is no robustness: most often a gradient that does not get through."""
+    if constants.shape[1] < 2:  # a single class is never left
+        return
+    other = ~torch.eye(constants.shape[1], dtype=torch.bool, device=constants.device)
+    still = [m for m, eta in zip(modalities, constants, strict=True) if not bool((eta[other] > 0).any())]
+    endless = int(joint.isinf().sum())
+    said = [f"the constants of {', '.join(still)} are 0, so that nothing done to it would count"] if still else []
+    said += [f"{endless} of {len(joint)} joint radii are infinite"] if endless else []
+    if said:
+        warnings.warn(
+            f"{' and '.join(said)}: does the model use its inputs (a collapsed or saturated encoder, frozen features)? "
+            "Look at the audit before believing it",
+            CRMTWarning,
+            stacklevel=3,
+        )

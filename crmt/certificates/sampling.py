@@ -5,18 +5,21 @@ It costs n0 + n forward passes a clip, and holds with probability 1 − α per c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from math import isclose, isfinite
+from math import floor, isclose, isfinite, log2
 
 import torch
 from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
+from crmt.arguments import check_batches, check_kind, check_model, check_number, check_whole
 from crmt.certificates.radius import Radii
-from crmt.errors import BadInputError
-from crmt.modality import Batch, Inputs, check_inputs
+from crmt.checkpoint import digest_of
+from crmt.errors import BadInputError, CRMTWarning
+from crmt.modality import Batch, Inputs, check_batch_kind, check_inputs
 from crmt.model import MultiModalModel, evaluating
 from crmt.progress import Progress, silent
 
@@ -45,18 +48,33 @@ class SmoothingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sigmas, Mapping):
+            raise BadInputError(
+                f"smoothing: sigmas is {self.sigmas!r}: give one for every modality, such as {{'video': 0.25}}"
+            )
         if not self.sigmas:
             raise BadInputError("smoothing needs sigmas: one for every modality of the model")
         for modality, sigma in self.sigmas.items():
+            check_number(f"smoothing: sigma of {modality!r}", sigma)
             if not (isfinite(sigma) and sigma > 0):
                 raise BadInputError(
                     f"smoothing: sigma of {modality!r} is {sigma}; give one above 0 (no noise, no certificate)"
                 )
+        for name in ("n0", "n", "batch", "seed"):
+            check_whole(f"smoothing: {name}", getattr(self, name))
         for name in ("n0", "n", "batch"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"smoothing: {name} must be 1 or more, not {getattr(self, name)}")
+        check_number("smoothing: alpha", self.alpha)
         if not 0 < self.alpha < 1:
             raise BadInputError(f"smoothing: alpha must be between 0 and 1, not {self.alpha}")
+        if not largest_radius(self.n, self.alpha) > 0:
+            warnings.warn(
+                f"smoothing: {self.n} copies certify nothing at alpha {self.alpha}, even if all agree: give n "
+                f"{least_n(self.alpha)} or more",
+                CRMTWarning,
+                stacklevel=3,
+            )
 
     def check_model(self, model: MultiModalModel) -> None:
         """Refuse settings whose modalities are not the model's.
@@ -86,6 +104,10 @@ class SmoothedClip:
     """Clopper–Pearson lower bound of that class's probability."""
     radius: float
     """R = Φ⁻¹(p_lower), in units of σ: every δ with Σ_m ‖δ^(m)‖² / σ_m² < R² keeps the prediction. 0 if abstained."""
+    sigmas: Mapping[str, float] | None = None
+    """σ_m of the noise; None in a result of an older version."""
+    weights: str | None = None
+    """`crmt.checkpoint.digest_of` the model; None as above."""
 
 
 def probability_bound(count: int, n: int, alpha: float) -> float:
@@ -101,6 +123,11 @@ def radius_of(p_lower: float) -> float:
 def largest_radius(n: int, alpha: float = 0.001) -> float:
     """R when all `n` copies agree, Φ⁻¹(α^(1/n)): no clip reaches more, whatever the model."""
     return radius_of(probability_bound(n, n, alpha))
+
+
+def least_n(alpha: float) -> int:
+    """The fewest copies that can certify anything: α^(1/n) > 1/2."""
+    return floor(log2(1 / alpha)) + 1
 
 
 def generator_of(device: torch.device, *key: str | int) -> torch.Generator:
@@ -146,6 +173,7 @@ def smooth_clip(
     *,
     name: str,
     stream: str = "certify",
+    weights: str | None = None,
 ) -> SmoothedClip:
     """Certify one clip: `(*shape)` of every modality (Cohen et al., 2019, CERTIFY).
 
@@ -153,6 +181,7 @@ def smooth_clip(
 
     Args:
         name: the clip's id. stream: another one draws other noise for the same clip.
+        weights: `digest_of(model)`, where it is known already.
     """
     generator = generator_of(next(iter(clip.values())).device, settings.seed, stream, name)
     classes = _classes(model, clip, settings, generator)
@@ -160,7 +189,9 @@ def smooth_clip(
     count = int((classes[settings.n0 :] == chosen).sum())
     p_lower = probability_bound(count, settings.n, settings.alpha)
     radius = radius_of(p_lower)
-    return SmoothedClip(name, label, chosen if radius > 0 else ABSTAINED, count, settings.n, p_lower, radius)
+    predicted = chosen if radius > 0 else ABSTAINED
+    digest = digest_of(model) if weights is None else weights
+    return SmoothedClip(name, label, predicted, count, settings.n, p_lower, radius, dict(settings.sigmas), digest)
 
 
 def smooth(
@@ -184,8 +215,12 @@ def smooth(
 
     Raises:
         BadInputError: modalities that differ from the model's, a NaN or infinity in an input, a label out of range, the
-            same id twice, or a clip of `done` with another label, n or alpha.
+            same id twice, or a clip of `done` with another label, n, alpha, σ or of a model with other weights.
     """
+    check_model(model)
+    check_batches(batches)
+    check_kind("settings", settings, SmoothingSettings, "SmoothingSettings")
+    check_kind("done", {} if done is None else done, Mapping, "a mapping of clip ids to SmoothedClip")
     settings.check_model(model)
     return _smooth(model, batches, settings, done or {}, progress)
 
@@ -198,7 +233,9 @@ def _smooth(
     progress: Progress,
 ) -> Iterator[SmoothedClip]:
     seen: set[str] = set()
+    digest = digest_of(model)
     for batch in batches:
+        check_batch_kind(batch)
         check_inputs(model.modalities, batch.inputs)
         if batch.ids and len(batch.ids) != len(batch.labels):
             raise BadInputError(f"a batch has {len(batch.ids)} ids for {len(batch.labels)} clips")
@@ -212,9 +249,9 @@ def _smooth(
             clip = {m: batch.inputs[m][row] for m in model.modalities}
             _check_clip(name, clip, label, model.head.classes)
             if name in done:
-                result = _check_stored(done[name], label, settings)
+                result = _check_stored(done[name], label, settings, digest)
             else:
-                result = smooth_clip(model, clip, label, settings, name=name)
+                result = smooth_clip(model, clip, label, settings, name=name, weights=digest)
             progress(1)
             yield result
 
@@ -227,7 +264,19 @@ def _check_clip(name: str, clip: Mapping[str, Tensor], label: int, classes: int)
             raise BadInputError(f"clip {name!r} has NaN or infinity in {modality!r}: leave it out or decode it again")
 
 
-def _check_stored(clip: SmoothedClip, label: int, settings: SmoothingSettings) -> SmoothedClip:
+def _check_stored(clip: SmoothedClip, label: int, settings: SmoothingSettings, digest: str) -> SmoothedClip:
+    if not isinstance(clip, SmoothedClip):
+        raise BadInputError(f"done holds a {type(clip).__name__}: restore each clip with SmoothedClip(**stored)")
+    if clip.sigmas is not None and dict(clip.sigmas) != dict(settings.sigmas):
+        raise BadInputError(
+            f"the stored result of clip {clip.id!r} is of noise {dict(clip.sigmas)}, now it is {dict(settings.sigmas)}: "
+            "delete it, or resume with those sigmas"
+        )
+    if clip.weights is not None and clip.weights != digest:
+        raise BadInputError(
+            f"the stored result of clip {clip.id!r} is of another model (weights {clip.weights[:12]}, now {digest[:12]}): "
+            "delete it, or resume with that model"
+        )
     bound = probability_bound(clip.count, clip.n, settings.alpha)
     if clip.label != label or clip.n != settings.n or not isclose(clip.p_lower, bound, rel_tol=1e-9):
         raise BadInputError(

@@ -144,7 +144,7 @@ def _changed(
     decided = []
     for row, clip in enumerate(clips):
         point = {m: points[m][row] for m in model.modalities}
-        found = smooth_clip(model, point, clip.label, settings, name=clip.id, stream=stream)
+        found = smooth_clip(model, point, clip.label, settings, name=clip.id, stream=stream, weights=clip.weights or "")
         decided.append(found.predicted not in (ABSTAINED, clip.label))
     return torch.tensor(decided)
 

@@ -6,10 +6,16 @@ Files whose names start with `_` are what several methods share.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
+from crmt.arguments import check_kind
 from crmt.doors import Door
-from crmt.errors import BadInputError
+from crmt.errors import BadInputError, CRMTWarning
 from crmt.methods.base import Epoch, LossTerms, Method, Step
 
 __all__ = ["Epoch", "LossTerms", "Method", "Step", "create", "method_class", "method_names", "parameters_of_all"]
@@ -44,10 +50,61 @@ def parameters_of_all() -> dict[str, list[str]]:
 
 
 def create(name: str, **settings: Any) -> Method:
-    """The method `name`, given those of `settings` that it has; others, and None, have no effect on it.
+    """The method `name`, given those of `settings` that it has.
+
+    None leaves a setting at the method's default. What another method has and this one does not has no effect; a
+    `CRMTWarning` says so.
+
+    Args:
+        name: of ours (`method_names()`), or `package.module:Name`.
+        settings: its hyperparameters: `method_class(name).parameters()`.
 
     Raises:
-        BadInputError: no such method, or a value that it does not take.
+        BadInputError: no such method, a setting that no method has, or a value that the method does not take.
     """
+    check_kind("a training method's name", name, str, f"one of {', '.join(method_names())}")
     kind = method_class(name)
-    return kind(**{k: v for k, v in settings.items() if k in kind.parameters() and v is not None})
+    own = kind.parameters()
+    others = parameters_of_all()
+    for unknown in (s for s in settings if s not in own and s not in others):
+        raise BadInputError(f"no training method has a setting {unknown!r}{_nearest(unknown, kind) or '.'} {_valid(kind)}")
+    idle = [s for s, value in settings.items() if s not in own and value is not None]
+    if idle:
+        warnings.warn(f"{name} takes no {', '.join(idle)}: left out. {_valid(kind)}", CRMTWarning, stacklevel=2)
+    given = {s: value for s, value in settings.items() if s in own and value is not None}
+    _check_types(kind, given)
+    return kind(**given)
+
+
+SHORT_NAMES = {"eps": "epsilon", "steps": "attack_steps", "alpha": "mixup_alpha", "lambda": "rho"}
+"""What people also call a setting."""
+
+
+def _nearest(unknown: str, kind: type[Method]) -> str:
+    """The setting that may have been meant, of this method or else of any."""
+    everything = parameters_of_all()
+    for valid in (kind.parameters(), tuple(everything)):
+        short = SHORT_NAMES.get(unknown.lower())
+        near = [short] if short in valid else get_close_matches(unknown.lower(), valid, 1)
+        if near:
+            return f". Did you mean {near[0]!r}?"
+    return ""
+
+
+def _valid(kind: type[Method]) -> str:
+    return f"Settings of {kind.title}: {', '.join(kind.parameters()) or 'none'}"
+
+
+def _check_types(kind: type[Method], given: Mapping[str, Any]) -> None:
+    """Refuse what is no number where one is wanted."""
+    for field in fields(kind):
+        wanted = _NUMBERS.get(field.type if isinstance(field.type, str) else field.type.__name__)
+        value = given.get(field.name)
+        if value is None or wanted is None:
+            continue
+        number, words = wanted
+        if isinstance(value, bool) or not isinstance(value, number):
+            raise BadInputError(f"{field.name} must be {words}, not {value!r}: change train.{field.name}")
+
+
+_NUMBERS: dict[str, tuple[type, str]] = {"int": (Integral, "a whole number"), "float": (Real, "a number")}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crmt.attacks import Ball
+from crmt.attacks.balls import moved, wide
 from crmt.attacks.losses import attack_loss
 from crmt.distributed import sum_over_ranks
 from crmt.errors import BadInputError
@@ -83,23 +84,23 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
     only.
     """
     clean = {m: inputs[m].detach() for m in model.modalities}
-    attacked = {m: clean[m] for m in ball.attacked}
+    attacked = {m: wide(clean[m]) for m in ball.attacked}
     deltas = {m: torch.zeros_like(x) for m, x in attacked.items()}
     with evaluating(model):
         for _ in range(steps):
-            leaves = {m: d.requires_grad_() for m, d in deltas.items()}
+            leaves = {m: moved(clean[m], d).requires_grad_() for m, d in deltas.items()}
             with torch.enable_grad():
-                logits = model({m: x + leaves[m] if m in leaves else x for m, x in clean.items()}).logits
+                # a first layer that works in place may not be given a leaf
+                logits = wide(model(clean | {m: leaf.clone() for m, leaf in leaves.items()}).logits)
                 # not F.cross_entropy: on a confident model its gradient is 0 in float32, or points a wrong way
                 loss = attack_loss("cross_entropy", logits, labels, None).sum()
             if logits.shape[1] < 2:  # there is no other class
                 break
             gradients = input_gradients(model, clean, loss, leaves)
-            here = {m: d.detach() for m, d in leaves.items()}
             # a norm at 0 has a NaN gradient in many models: that direction is left out
-            moved = ball.stepped(here, {m: torch.nan_to_num(g) for m, g in gradients.items()}, 2.5 / steps)
-            deltas = ball.project(moved, attacked, model.modalities)
-    return clean | {m: clean[m] + d.detach() for m, d in deltas.items()}
+            there = ball.stepped(deltas, {m: wide(torch.nan_to_num(g)) for m, g in gradients.items()}, 2.5 / steps)
+            deltas = ball.project(there, attacked, model.modalities)
+    return clean | {m: moved(clean[m], d) for m, d in deltas.items()}
 
 
 def joint_adversarial(step: Step, epsilon: float, steps: int) -> Inputs:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from crmt.distributed import mean_over_ranks
 from crmt.errors import BadInputError
@@ -26,9 +27,9 @@ class OGMGE(Method):
     + b/2)_{y_i}, to the other's.
 
     Interpretation: with M modalities b/M for b/2, and ρ is the ratio to the MEAN confidence of the others; with one k
-    is 1 and only the noise is left. As in the released code only convolutions (4-d gradients) are modulated; encoders
-    without any, of linear layers or of convolutions made from other parameters (`lipschitz_conv`), would train as in
-    JT. The noise of a layer has the deviation of the layer's gradient before it is scaled. Ours goes on until the end
+    is 1 and only the noise is left. As in the released code only the kernels of convolutions are modulated, there of
+    images (4-d gradients), here of one, two and three dimensions, transposed ones too; encoders without any, of linear
+    layers or of convolutions made from other parameters (`lipschitz_conv`), would train as in JT. The noise of a layer has the deviation of the layer's gradient before it is scaled. Ours goes on until the end
     of training, where the code's scripts stop it after 50 of 100 epochs.
     """
 
@@ -47,7 +48,7 @@ class OGMGE(Method):
         Raises:
             BadInputError: no encoder has a convolution with a kernel of its own.
         """
-        if not any(p.ndim == 4 for p in model.encoders.parameters()):
+        if not kernels(model.encoders):
             raise BadInputError(
                 "ogm_ge modulates the kernels of convolutions, and no encoder has one: use other encoders or train jt"
             )
@@ -61,11 +62,14 @@ class OGMGE(Method):
         factors = self.coefficients(confidence(terms.output, step.model.head.bias, step.labels))
         # the same on every worker: their gradients are the same, and must stay so
         generator = torch.Generator().manual_seed(common_seed(step, 2**31))
+        # a kernel of two modalities at once is held back by the mean of their factors, once
+        shared: dict[nn.Parameter, list[float]] = {}
         for factor, name in zip(factors.tolist(), step.model.modalities, strict=True):
-            for parameter in step.model.encoders[name].parameters():
-                if parameter.grad is None or parameter.grad.ndim != 4:
-                    continue
-                gradient = parameter.grad
+            for parameter in kernels(step.model.encoders[name]):
+                shared.setdefault(parameter, []).append(factor)
+        for parameter, each in shared.items():
+            if parameter.grad is not None:
+                gradient, factor = parameter.grad, sum(each) / len(each)
                 noise = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype).to(gradient.device)
                 parameter.grad = factor * gradient + gradient.std(correction=0) * noise
 
@@ -76,6 +80,17 @@ class OGMGE(Method):
         others = (confidences.sum() - confidences) / (len(confidences) - 1)
         ratio = confidences / others.clamp_min(torch.finfo(confidences.dtype).tiny)
         return torch.where(ratio > 1, 1 - torch.tanh(self.ogm_alpha * ratio), torch.ones_like(ratio))
+
+
+def kernels(encoder: nn.Module) -> list[nn.Parameter]:
+    """The kernels of an encoder's convolutions (1-d to 3-d, transposed ones too), and every other 4-d parameter; each
+    once. A kernel under a parametrisation is what it is computed from, where that has its shape."""
+    found: dict[nn.Parameter, None] = {}
+    for module in encoder.modules():
+        if isinstance(module, _ConvNd):
+            found |= {p: None for p in module.parameters() if p.ndim == len(module.kernel_size) + 2}
+        found |= {p: None for p in module.parameters(recurse=False) if p.ndim == 4}
+    return list(found)
 
 
 def confidence(output: Output, bias: Tensor, labels: Tensor) -> Tensor:

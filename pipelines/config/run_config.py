@@ -71,7 +71,9 @@ class RunConfig(Section):
         Raises:
             BadInputError: no such method.
         """
-        return create(self.train.method, **{name: getattr(self.train, name) for name in METHOD_FIELDS})
+        # those of other methods stay in a configuration that compares several
+        own = METHOD_FIELDS.keys() & set(method_class(self.train.method).parameters())
+        return create(self.train.method, **{name: getattr(self.train, name) for name in own})
 
     def certificates(self) -> list[Certificate]:
         """The certificates with their settings.

@@ -289,8 +289,8 @@ class _MethodFields(Section):
         given = {name: getattr(self, name) for name in METHOD_FIELDS if getattr(self, name) is not None}
         for method, kind in _METHODS.items():
             try:
-                if given.keys() & set(kind.parameters()):
-                    create(method, **given)
+                if own := given.keys() & set(kind.parameters()):
+                    create(method, **{name: given[name] for name in own})
             except BadInputError as error:
                 raise ValueError(str(error)) from None
         return self

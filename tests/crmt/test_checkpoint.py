@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from crmt.checkpoint import CARD, WEIGHTS, load_model, load_state, save_model, save_state, sha256_of
+from crmt.checkpoint import CARD, WEIGHTS, digest_of, load_model, load_state, save_model, save_state, sha256_of
 from crmt.errors import BadInputError
 from crmt.fit import FitSettings, fit
 from crmt.heads import OrthogonalHead
 from crmt.methods import create
-from crmt.model import build_model
-from tests.crmt.tiny import learnable, random_inputs, spec
+from crmt.modality import Batch
+from crmt.model import ModelSpec, MultiModalModel, build_model
+from tests.crmt.tiny import IMAGE, learnable, linear_model, random_inputs, spec
 
 
 @pytest.fixture
@@ -184,3 +186,118 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     assert_refused(load_state, tmp_path, r"is damaged: remove the folder")
     (tmp_path / "state.safetensors").unlink()
     assert_refused(load_state, tmp_path, r"is damaged: remove the folder")
+
+
+def two_cameras(spare: bool = False) -> tuple[MultiModalModel, ModelSpec]:
+    """One encoder for two modalities."""
+    chosen = ModelSpec(
+        modalities=(replace(IMAGE, name="left"), replace(IMAGE, name="right")),
+        encoders={"left": "small_resnet", "right": "small_resnet"},
+        features=8,
+        head="orthogonal",
+        classes=("a", "b", "c"),
+    )
+    model = build_model(chosen)
+    if not spare:
+        model.encoders["right"] = model.encoders["left"]
+    return model, chosen
+
+
+@pytest.mark.usefixtures("no_pickle")
+def test_one_encoder_for_two_modalities_is_saved_once_and_is_one_again(tmp_path: Path) -> None:
+    model, chosen = two_cameras()
+    method, settings = create("crmt_jt"), FitSettings(epochs=1, lr=0.05)
+    list(fit(model, method, learnable(model), settings))
+    model.eval()
+    save_model(tmp_path / "tied", model, chosen, {})
+    apart, _ = two_cameras(spare=True)
+    save_model(tmp_path / "apart", apart, chosen, {})
+    encoder = sum(v.numel() * v.element_size() for v in model.encoders["left"].state_dict().values())
+    sizes = {name: (tmp_path / name / WEIGHTS).stat().st_size for name in ("tied", "apart")}
+    assert sizes["apart"] - sizes["tied"] > 0.9 * encoder
+    loaded, _, _ = load_model(tmp_path / "tied")
+    inputs = random_inputs(model, 4)
+    with torch.no_grad():
+        assert torch.equal(loaded(inputs).logits, model(inputs).logits)
+    assert digest_of(loaded) == digest_of(model)
+    for (name, left), right in zip(
+        loaded.encoders["left"].state_dict(keep_vars=True).items(),
+        loaded.encoders["right"].state_dict(keep_vars=True).values(),
+        strict=True,
+    ):
+        assert left is right, name
+    assert len(list(loaded.parameters())) == len(list(model.parameters())) < len(list(apart.parameters()))
+    # and trains as one
+    again = next(fit(model, method, learnable(model), settings)).metrics["loss"]
+    assert next(fit(loaded, method, learnable(model), settings)).metrics["loss"] == again
+    for name, left in loaded.encoders["left"].state_dict().items():
+        assert torch.equal(left, loaded.encoders["right"].state_dict()[name])
+        assert torch.equal(left, model.encoders["left"].state_dict()[name])
+
+
+@pytest.mark.usefixtures("no_pickle")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_training_goes_on_from_the_state_of_one_encoder_for_two_modalities(optimizer: Any, tmp_path: Path) -> None:
+    model, _ = two_cameras()
+    settings = FitSettings(epochs=3, lr=0.02, optimizer=optimizer)
+    results = []
+    for result in fit(model, create("crmt_jt"), learnable(model), settings):
+        results.append(result.metrics["loss"])
+        if result.epoch == 1:
+            save_state(tmp_path, result.state())
+    other, _ = two_cameras()
+    resumed = fit(other, create("crmt_jt"), learnable(model), settings, state=load_state(tmp_path))
+    assert [r.metrics["loss"] for r in resumed] == results[1:]
+    assert digest_of(other) == digest_of(model)
+
+
+def test_views_and_expanded_tensors_are_saved_as_what_they_show(tmp_path: Path) -> None:
+    memory = torch.arange(24.0)
+    tensors = {
+        "whole": memory.view(4, 6),
+        "flat": memory,
+        "row": memory[6:12],
+        "column": memory.view(4, 6)[:, 1],
+        "expanded": memory[:1].expand(3, 5),
+        "expanded again": memory[:1].expand(3, 5),
+        "empty": memory[:0],
+        "empty too": memory[:0],
+        "half": torch.ones(3, dtype=torch.bfloat16),
+    }
+    save_state(tmp_path, {"model": tensors, "optimizer": {"state": {}, "param_groups": []}, "epoch": 1})
+    found = load_state(tmp_path)["model"]
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in tensors.items())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_digest_is_of_the_bits_in_every_type(kind: torch.dtype) -> None:
+    model = linear_model("concat", dtype=kind)
+    before = digest_of(model)
+    assert digest_of(linear_model("concat", dtype=kind)) == before
+    with torch.no_grad():
+        model.head.bias[0] = torch.nextafter(model.head.bias[0], torch.tensor(9.0, dtype=kind))
+    assert digest_of(model) != before
+
+
+def test_lazy_layers_are_given_their_shape_or_refused_in_one_line(tmp_path: Path) -> None:
+    def lazy() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(8), torch.nn.LazyBatchNorm1d())
+
+    given = {"left": torch.randn(8, 3, 4), "right": torch.randn(8, 5)}
+    model = MultiModalModel.around({m: lazy() for m in given}, given, 3)
+    batch = Batch(given, torch.arange(8) % 3)
+    for result in fit(model, create("crmt_jt"), lambda _: [batch], FitSettings(epochs=1, lr=0.05)):
+        save_state(tmp_path, result.state())
+    model.load_state_dict(load_state(tmp_path)["model"])
+    assert all(p.requires_grad for p in model.parameters())
+    digest_of(model)
+    fresh = MultiModalModel(list(model.modalities.values()), {m: lazy() for m in given}, model.head)
+    uses: list[Callable[[], object]] = [
+        lambda: save_model(tmp_path / "new", fresh, spec(), {}),
+        lambda: digest_of(fresh),
+        lambda: next(fit(fresh, create("crmt_jt"), lambda _: [batch], FitSettings(epochs=1, lr=0.05))),
+    ]
+    for use in uses:
+        with pytest.raises(BadInputError, match=r"is of a lazy layer without a shape yet: give the model one batch"):
+            use()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crmt.errors import BadInputError
 from crmt.fit import FitSettings, fit
 from crmt.methods import create
+from crmt.methods._shared import common_seed
 from crmt.methods.base import Epoch, Step
 from crmt.methods.gb import GB, LEAST_CHANGE, Blend, blend_weights
 from crmt.methods.ogm_ge import OGMGE, confidence
@@ -113,6 +114,52 @@ def test_only_gradients_are_modulated_and_there_must_be_some(modalities: int) ->
             BadInputError, match=r"ogm_ge modulates the kernels of convolutions, and no encoder has one"
         ):
             method.prepare(other)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_kernels_of_any_dimension_are_modulated(axes: int, transposed: bool) -> None:
+    torch.manual_seed(0)
+    layer = getattr(nn, f"Conv{'Transpose' if transposed else ''}{axes}d")
+    inputs = {m: torch.randn(8, 2, *[5] * axes) for m in ("a", "b")}
+    encoders = {m: nn.Sequential(layer(2, 3, 3), nn.Flatten(), nn.LazyLinear(6)) for m in inputs}
+    model = MultiModalModel.around(encoders, inputs, 4, head="concat")
+    batch, method = Batch(inputs, torch.arange(8) % 4), OGMGE(ogm_alpha=0.5)
+    step = one_step(model, batch, method)
+    terms = method.loss(step)
+    terms.total.backward()
+    before = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    factors = method.coefficients(confidence(terms.output, model.head.bias, batch.labels))
+    method.after_backward(step, terms)
+    for name, parameter in model.named_parameters():
+        kernel = name.endswith("0.weight")
+        assert parameter.grad is not None and torch.equal(parameter.grad, before[name]) != kernel
+        if kernel:
+            factor = float(factors[0 if ".a." in name else 1])
+            noise = (parameter.grad - factor * before[name]) / before[name].std(correction=0)
+            assert 0.7 < float(noise.std()) < 1.3
+
+
+def test_an_encoder_of_two_modalities_is_modulated_once() -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(9, 6))
+    inputs = {m: torch.randn(8, 2, 5) for m in ("a", "b")}
+    model = MultiModalModel.around(dict.fromkeys(inputs, encoder), inputs, 4, head="concat")
+    batch, method = Batch(inputs, torch.arange(8) % 4), OGMGE(ogm_alpha=0.5)
+    step = one_step(model, batch, method)
+    terms = method.loss(step)
+    terms.total.backward()
+    kernel = encoder[0].weight
+    before = kernel.grad.clone()  # type: ignore[union-attr,operator]
+    factor = float(method.coefficients(confidence(terms.output, model.head.bias, batch.labels)).mean())
+    method.after_backward(step, terms)
+    noise = (kernel.grad - factor * before) / before.std(correction=0)  # type: ignore[operator]
+    drawn = torch.randn(noise.shape, generator=torch.Generator().manual_seed(_seed_of(batch, model, method)))
+    torch.testing.assert_close(noise, drawn, rtol=1e-4, atol=1e-4)
+
+
+def _seed_of(batch: Batch, model: MultiModalModel, method: OGMGE) -> int:
+    return common_seed(one_step(model, batch, method), 2**31)
 
 
 # PMR

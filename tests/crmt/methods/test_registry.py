@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from dataclasses import fields
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import crmt.methods
-from crmt.errors import BadInputError
+from crmt.errors import BadInputError, CRMTWarning
 from crmt.fit import FitSettings, fit
 from crmt.heads import HEADS
 from crmt.methods import create, method_class, method_names, parameters_of_all
@@ -69,12 +71,40 @@ def test_a_step_of_each_method_gives_every_parameter_a_finite_gradient(name: str
 
 
 def test_settings_go_to_the_methods_that_have_them() -> None:
-    assert create("crmt_jt", rho=0.7, epsilon=3).rho == 0.7  # type: ignore[attr-defined]
-    assert create("jt", rho=0.7) == create("jt")
+    with pytest.warns(CRMTWarning, match=r"crmt_jt takes no epsilon: left out. Settings of CRMT-JT: rho"):
+        assert create("crmt_jt", rho=0.7, epsilon=3).rho == 0.7  # type: ignore[attr-defined]
+    with pytest.warns(CRMTWarning, match=r"jt takes no rho: left out. Settings of JT: none"):
+        assert create("jt", rho=0.7) == create("jt")
     assert create("crmt_jt", rho=None) == create("crmt_jt")
     assert method_class("crmt_jt").parameters() == ("rho",)
     assert parameters_of_all()["epsilon"] == ["CRMT-AT", "CRMT-gradient", "MMAT", "MSEFM"]
     assert parameters_of_all()["mixup_alpha"] == ["CRMT-Mix", "Mixup"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("crmt_at", {"eps": 0.5}, r"no training method has a setting 'eps'. Did you mean 'epsilon'\? Settings of CR"),
+        ("crmt_at", {"eps": None}, r"'eps'. Did you mean 'epsilon'"),
+        ("jt", {"eps": 0.5}, r"'eps'. Did you mean 'epsilon'\? Settings of JT: none"),
+        ("crmt_jt", {"Rho": 1.0}, r"'Rho'. Did you mean 'rho'"),
+        ("gb", {"super_epoch": 2}, r"'super_epoch'. Did you mean 'gb_super_epoch'"),
+        ("crmt_at", {"quux": 1}, r"no training method has a setting 'quux'. Settings of CRMT-AT: rho, epsilon, attack"),
+        ("crmt_at", {"epsilon": "0.5"}, r"epsilon must be a number, not '0.5'"),
+        ("crmt_at", {"epsilon": [0.5]}, r"epsilon must be a number, not \[0.5\]"),
+        ("crmt_at", {"attack_steps": 2.5}, r"attack_steps must be a whole number, not 2.5"),
+    ],
+)
+def test_a_setting_that_no_method_has_is_refused(name: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        create(name, **given)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_settings_that_are_not_given_are_silent(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert create(name, **dict.fromkeys(parameters_of_all())) == create(name)
 
 
 def test_a_hyperparameter_has_one_default_in_all_methods() -> None:

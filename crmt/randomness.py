@@ -1,0 +1,48 @@
+"""A model that gives the same inputs other outputs each time: what attacks and evaluations say of it is chance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from crmt.errors import CRMTWarning
+
+_INPUTS = 8
+"""Whose scores are compared."""
+_DIFFERENCE = 1e-4
+"""Between two passes, as a share of the largest score: what AutoAttack allows, above the rounding of a GPU's sums."""
+_looked_at: WeakSet[nn.Module] = WeakSet()
+
+
+@torch.no_grad()
+def warn_if_random(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Warn of a model whose scores of the same inputs differ between two passes, as AutoAttack does (`check_randomized`).
+
+    Costs two passes of a few inputs, once for each model.
+
+    Args:
+        model: a `MultiModalModel` in evaluation mode. inputs: `(B, *shape)` of every modality.
+    """
+    if model in _looked_at:
+        return
+    _looked_at.add(model)
+    few = {m: x[:_INPUTS] for m, x in inputs.items()}
+    first, second = (model(few).scores for _ in range(2))
+    finite = first.isfinite() & second.isfinite()
+    if not bool(finite.any()):
+        return
+    # small types round more
+    share = max(_DIFFERENCE, 8 * torch.finfo(first.dtype).eps)
+    first, second = first[finite].float(), second[finite].float()
+    if float((first - second).abs().max()) > share * float(first.abs().max()):
+        warnings.warn(
+            "the model is random in evaluation: two passes of the same inputs give different scores (a dropout that "
+            "stays on, torch.rand in forward?). Accuracies, radii and what attacks find hold for one draw alone; a "
+            "smoothed classifier is what can be certified",
+            CRMTWarning,
+            stacklevel=3,
+        )
