@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crmt.arguments import check_kind, check_model, folder_of
+from crmt.doors import split_arguments
+from crmt.encoders import is_foreign
 from crmt.errors import BadInputError
 from crmt.model import ModelSpec, MultiModalModel, build_model, check_initialised
 
@@ -130,26 +132,53 @@ def save_model(folder: Path, model: MultiModalModel, spec: ModelSpec, card: Mapp
     return digest
 
 
-def load_model(folder: Path) -> tuple[MultiModalModel, ModelSpec, dict[str, Any]]:
-    """Read a model that `save_model` wrote: model in evaluation mode, spec, card.
+def read_model_card(folder: Path) -> dict[str, Any]:
+    """The card of a saved model; nothing is built or imported.
 
     Raises:
-        BadInputError: no model there, a damaged file, or weights that are not those of the card.
+        BadInputError: no model there, or a damaged card.
+    """
+    return _read_card(Path(folder) / CARD, "a saved model")
+
+
+def load_model(folder: Path, *, trust_code: bool = False) -> tuple[MultiModalModel, ModelSpec, dict[str, Any]]:
+    """Read a model that `save_model` wrote: model in evaluation mode, spec, card.
+
+    Args:
+        folder: what `save_model` was given.
+        trust_code: import the encoders that the card names by path (`mynet:VideoNet`), which runs the code of that
+            module; it must be on Python's import path. A card can come from anybody: the default refuses it.
+
+    Raises:
+        BadInputError: no model there, a damaged file, weights that are not those of the card, or code that the caller
+            has not said to trust.
     """
     folder = folder_of(folder)
-    card = _read_card(folder / CARD, "a saved model")
+    card = read_model_card(folder)
     weights = folder / WEIGHTS
     if not weights.exists() or sha256_of(weights) != card.get("weights_sha256"):
         raise BadInputError(f"{weights} is missing or not the file that {CARD} describes: restore both from one copy")
     try:
         spec = ModelSpec.from_json(card["spec"])
-        model = build_model(spec)
+        if not trust_code:
+            _check_ours(folder, spec)
+        model = build_model(spec, start_weights=False)
         tensors = _read_tensors(weights)
         model.load_state_dict(tensors)
         _tie(model, tensors)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise BadInputError(f"{folder} does not hold a model of this version: {_first_line(error)}") from None
     return model.eval(), spec, card
+
+
+def _check_ours(folder: Path, spec: ModelSpec) -> None:
+    """Refuse to import what a card names, which runs it."""
+    foreign = sorted({split_arguments(given)[0] for given in spec.encoders.values() if is_foreign(given)})
+    if foreign:
+        raise BadInputError(
+            f"{folder / CARD} names code by path ({', '.join(foreign)}), and loading it runs that code: if you trust "
+            "it, say load_model(folder, trust_code=True), or evaluate.py --trust-code --with DIR"
+        )
 
 
 def _read_card(path: Path, what: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from crmt.arguments import check_kind, check_whole
-from crmt.encoders.registry import build_encoder
+from crmt.encoders import Given, build_encoder
 from crmt.errors import BadInputError
 from crmt.heads import HEADS, Head
 from crmt.modality import Inputs, Modality, check_floating, check_inputs, check_name
@@ -219,7 +219,8 @@ class ModelSpec:
     """Everything that rebuilds a model but its weights; goes into the checkpoint's card as JSON."""
 
     modalities: tuple[Modality, ...]
-    encoders: dict[str, str]
+    encoders: dict[str, Given]
+    """modality: name or path, or `{"path": ..., **arguments}`."""
     features: int
     head: str
     classes: tuple[str, ...]
@@ -242,18 +243,23 @@ class ModelSpec:
         )
 
 
-def build_model(spec: ModelSpec, seed: int = 0) -> MultiModalModel:
+def build_model(spec: ModelSpec, seed: int = 0, *, start_weights: bool = True) -> MultiModalModel:
     """A freshly initialised model; the same `seed` gives the same weights, whatever was drawn before.
 
+    Args:
+        spec: encoders by path are imported: build only what you trust.
+        start_weights: as in `build_encoder`; False where a checkpoint's are loaded afterwards.
+
     Raises:
-        BadInputError: an unknown encoder or head, or a modality without an encoder.
+        BadInputError: an unknown encoder or head, a modality without an encoder, or an encoder that cannot be built.
     """
     if spec.head not in HEADS:
         raise BadInputError(f"no head {spec.head!r}. Valid: {', '.join(HEADS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoders = {
-            m.name: build_encoder(cast(str, spec.encoders.get(m.name)), m, spec.features) for m in spec.modalities
+            m.name: build_encoder(spec.encoders.get(m.name), m, spec.features, start_weights=start_weights)
+            for m in spec.modalities
         }
         head = HEADS[spec.head]({m.name: spec.features for m in spec.modalities}, len(spec.classes))
         return MultiModalModel(spec.modalities, encoders, head)

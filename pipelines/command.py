@@ -7,12 +7,13 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, parse, parse_overrides, with_values
+from pipelines.infra.code import names_code, put_on_path, runtime_env
 
 INTERRUPTED = 130
 
@@ -26,6 +27,21 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: tune_configs/<dataset>.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, e.g. train.epochs=5"
+    )
+    add_code_argument(parser)
+
+
+def add_code_argument(parser: argparse.ArgumentParser) -> None:
+    """--with."""
+    parser.add_argument(
+        "--with",
+        dest="code",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with modules of your own that the configuration names (package.module:Name), sent to every "
+        "worker; default: the configuration file's",
     )
 
 
@@ -41,13 +57,30 @@ def config_from(options: argparse.Namespace) -> RunConfig:
         raise BadInputError(f"give --dataset: one of {', '.join(sources.names())}")
     if options.dataset is not None:
         sources.check_name(options.dataset)
-    config = load_config(options.config or CONFIG_DIR / f"{options.dataset}.yaml", options.set)
+    file = options.config or CONFIG_DIR / f"{options.dataset}.yaml"
+    config = load_config(file, options.set)
     values: dict[str, object] = {}
     if options.dataset is not None:
         values["data.dataset"] = options.dataset
     if options.data_root is not None:
         values["data.root"] = str(options.data_root.resolve())
-    return with_values(config, values) if values else config
+    if values:
+        config = with_values(config, values)
+    if not config.code and names_code(config.model_dump(mode="json")):
+        config = with_values(config, {"code": [str(file.resolve().parent)]})
+    return importing(config, options.code)
+
+
+def importing(config: RunConfig, folders: Sequence[Path] = ()) -> RunConfig:
+    """The configuration with the folders of `--with`, if any were given; its code can be imported from now on.
+
+    Raises:
+        BadInputError: no such folder.
+    """
+    if folders:
+        config = with_values(config, {"code": [str(folder.resolve()) for folder in folders]})
+    put_on_path(config.code)
+    return config
 
 
 def config_from_card(card: dict[str, Any], overrides: list[str], root: Path | None) -> RunConfig:
@@ -64,19 +97,23 @@ def config_from_card(card: dict[str, Any], overrides: list[str], root: Path | No
     return with_values(config, values)
 
 
-def start_ray(address: str | None = None, *, dashboard: bool = True) -> str | None:
+def start_ray(address: str | None = None, *, dashboard: bool = True, code: Sequence[str] = ()) -> str | None:
     """Join the cluster at `address` (or $RAY_ADDRESS, or one on this machine), else start Ray here.
+
+    Args:
+        code: `config.code`: folders whose modules every worker of this job can import.
 
     Returns the dashboard's address, or None where there is none.
 
     Raises:
+        BadInputError: more code than can be sent.
         CRMTError: no cluster answers at `address`, or Ray does not start in time.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
 
-    url = None
+    url, sent = None, runtime_env(code)
     if not ray.is_initialized():
         _check_answers(address or os.environ.get("RAY_ADDRESS", ""))
         try:
@@ -85,6 +122,7 @@ def start_ray(address: str | None = None, *, dashboard: bool = True) -> str | No
                 include_dashboard=dashboard if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                runtime_env=sent,
             )
         except ConnectionError:
             where = address or os.environ.get("RAY_ADDRESS")

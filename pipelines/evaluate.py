@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from crmt.certificates.estimate import gradient_constants
-from crmt.checkpoint import load_model
+from crmt.checkpoint import load_model, read_model_card
 from crmt.errors import BadInputError, CRMTError
 from crmt.methods import method_class
 from crmt.model import ModelSpec, MultiModalModel
@@ -29,7 +29,7 @@ from pipelines.clips.batches import Clips, Placement, modalities_of
 from pipelines.clips.cache import ClipCache
 from pipelines.clips.ingest import look_ahead
 from pipelines.clips.prepare import prepare
-from pipelines.command import config_from_card, run_command, start_ray
+from pipelines.command import add_code_argument, config_from_card, importing, run_command, start_ray
 from pipelines.config.run_config import RunConfig, parse_overrides
 from pipelines.infra.ray_errors import first_line
 from pipelines.reporting.build import build_report
@@ -43,6 +43,7 @@ from pipelines.trials.certify import ClipStore, exact_arithmetic
 from pipelines.trials.launch import device_of
 from pipelines.trials.measure import Measured, Measurement
 from pipelines.trials.sessions import LocalSession
+from pipelines.trials.trial import stage_of
 
 TRIAL = "evaluation"
 MEASURING = ("train.seed", "train.tau_samples")
@@ -75,8 +76,20 @@ def _check_same_model(run: Path, card: dict[str, Any]) -> None:
         raise BadInputError(f"{run} evaluates another model ({stored.model.iloc[0]}): give that one to go on with it")
 
 
+def _stage_of(card: dict[str, Any], config: RunConfig) -> str:
+    """Whether the model went through step 2; cards that do not say so are of methods of ours."""
+    return str(card.get("stage") or stage_of(method_class(config.train.method)))
+
+
 def run_evaluation(
-    folder: Path, overrides: list[str], root: Path | None, out: Path | None, resume: Path | None = None
+    folder: Path,
+    overrides: list[str],
+    root: Path | None,
+    out: Path | None,
+    resume: Path | None = None,
+    *,
+    trust_code: bool = False,
+    code: Sequence[Path] = (),
 ) -> Path:
     """Measure a saved model; returns the folder with results and report.
 
@@ -84,22 +97,24 @@ def run_evaluation(
 
     Args:
         resume: the folder of an evaluation that was stopped; clips that it had smoothed are not smoothed again.
+        trust_code: import what the model's card names by path.
+        code: folders to import it from; default: those of the card.
 
     Raises:
         BadInputError: not a saved model, or clips that it cannot take.
     """
     console, started = Console(), perf_counter()
-    model, spec, card = load_model(folder)
+    config = read_card(resume)[1] if resume else config_from_card(read_model_card(folder), overrides, root)
+    config = importing(config, code) if trust_code else config.model_copy(update={"code": []})
+    model, spec, card = load_model(folder, trust_code=trust_code)
     if resume:
-        config = read_card(resume)[1]
         _check_same_model(resume, card)
     else:
         _check_overrides(overrides)
-        config = config_from_card(card, overrides, root)
         check_free(out)
-    check_settings(config)
+    check_settings(config, spec)
     index = look_ahead(config.data)
-    start_ray(dashboard=False)
+    start_ray(dashboard=False, code=config.code)
     config = settled(config)
     prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
     _check_same_task(spec, prepared.cache, config)
@@ -107,7 +122,7 @@ def run_evaluation(
     run = given.run
     store = ResultsStore(run / "results")
     known = {"weights_sha256": card["weights_sha256"], "model": str(folder.resolve()), "epochs": config.train.epochs}
-    row = trial_row(TRIAL, config, {}, given.provenance, now()) | known
+    row = trial_row(TRIAL, config, {}, given.provenance, now(), resolved=True) | known
     store.write("trials", TRIAL, [row])
     place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
     session = LocalSession(TRIAL, run, place)
@@ -115,8 +130,9 @@ def run_evaluation(
     clips = replace(prepared.source, transform=transform).open(place)
     model = model.to(place.device)
     exact_arithmetic(config)
+    stage = _stage_of(card, config)
     try:
-        stage, measured = _measured(model, config, clips, session, store, console, run)
+        measured = _measured(model, config, clips, session, store, console, run, stage)
     except CRMTError as error:
         store.write("trials", TRIAL, [row | {"status": "failed", "error": first_line(error)}])
         raise
@@ -138,8 +154,8 @@ def _measured(
     store: ResultsStore,
     console: Console,
     run: Path,
-) -> tuple[str, Measured]:
-    """The stage that the model is of, and its rows."""
+    stage: str,
+) -> Measured:
     with LiveTable(run, 1, console):
         session.progress("τ", 0.0)
         constants = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))
@@ -147,8 +163,7 @@ def _measured(
         reference = training.mean_contributions(model.head)
         stored = ClipStore(store, TRIAL, session.place.rank)
         measure = Measurement(config, clips, session.gather, session.progress, stored=stored)
-        stage = "step2" if method_class(config.train.method).step2 else "step1"
-        return stage, measure(model, constants, reference, stage, True)
+        return measure(model, constants, reference, stage, True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,12 +176,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/<dataset>-evaluation-<time>")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an evaluation that was stopped")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. attack.restarts=5")
+    add_code_argument(parser)
+    parser.add_argument(
+        "--trust-code", action="store_true", help="import what the model's card names by package.module:Name"
+    )
     options = parser.parse_args(argv)
 
     def body() -> int:
+        if options.code and not options.trust_code:
+            raise BadInputError("--with names code to import: add --trust-code where you trust it")
         if options.resume and (options.set or options.out or options.data_root):
             raise BadInputError("--resume goes on with the settings that it began with: leave the other options out")
-        run_evaluation(options.model, options.set, options.data_root, options.out, options.resume)
+        run_evaluation(
+            options.model,
+            options.set,
+            options.data_root,
+            options.out,
+            options.resume,
+            trust_code=options.trust_code,
+            code=options.code,
+        )
         return 0
 
     return run_command(body, "Go on with --resume and the folder of the evaluation.")

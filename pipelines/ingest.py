@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check is not None:
             return check(config.data, None if options.check == Path() else options.check)
         index = look_ahead(config.data)
-        start_ray(dashboard=False)
+        start_ray(dashboard=False, code=config.code)
         if index is None:
             index = sources.load(config.data)
         if str(index.listing):

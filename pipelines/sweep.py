@@ -24,7 +24,7 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines.clips.batches import modalities_of
 from pipelines.clips.ingest import look_ahead
 from pipelines.clips.prepare import prepare
-from pipelines.command import INTERRUPTED, add_config_arguments, config_from, run_command, start_ray
+from pipelines.command import INTERRUPTED, add_config_arguments, config_from, importing, run_command, start_ray
 from pipelines.config.run_config import RunConfig, with_values
 from pipelines.reporting.build import build_report
 from pipelines.reporting.summary import print_summary
@@ -43,7 +43,7 @@ def run_sweep(config: RunConfig, folder: Path | None, resume: Path | None, dry_r
     check_free(folder)
     space = search_space(config)
     index = look_ahead(config.data)
-    dashboard = start_ray(address)
+    dashboard = start_ray(address, code=config.code)
     config = settled(config)
     plan = plan_sweep(config)
     plan.show(console)
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
             run = latest_run() if options.resume == "latest" else Path(options.resume).resolve()
-            return run_sweep(read_card(run)[1], None, run, options.dry_run, options.address)
+            return run_sweep(importing(read_card(run)[1], options.code), None, run, options.dry_run, options.address)
         config = config_from(options)
         if options.trials and config.search and config.sweep.algorithm in ("grid", "points"):
             raise BadInputError(f"--trials: sweep.algorithm is {config.sweep.algorithm}, which says itself how many")

@@ -21,7 +21,7 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines.clips.batches import modalities_of
 from pipelines.clips.ingest import look_ahead
 from pipelines.clips.prepare import prepare
-from pipelines.command import add_config_arguments, config_from, run_command, start_ray
+from pipelines.command import add_config_arguments, config_from, importing, run_command, start_ray
 from pipelines.config.run_config import RunConfig, with_values
 from pipelines.infra.ray_errors import first_line
 from pipelines.reporting.build import build_report
@@ -46,7 +46,7 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
     check_settings(config)
     check_free(folder)
     index = look_ahead(config.data)
-    start_ray(address, dashboard=False)
+    start_ray(address, dashboard=False, code=config.code)
     config = settled(config)
     plan_sweep(config).check()
     prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
             run = options.resume.resolve()
-            run_training(read_card(run)[1], None, run, options.address)
+            run_training(importing(read_card(run)[1], options.code), None, run, options.address)
             return 0
         config = config_from(options)
         if options.workers is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from crmt.encoders.registry import ENCODERS
+from crmt.encoders import encoder_names
 from crmt.errors import BadInputError, CRMTError
 from crmt.methods import method_class, method_names
 from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, with_values
@@ -429,4 +429,4 @@ def joining(points: list[Point], planned: list[Point]) -> list[Point]:
 
 def missing_encoders(phase: Phase) -> list[str]:
     """Encoders that a phase asks for and that are not there."""
-    return [name for name in phase.values.get("model.encoders", {}).values() if name not in ENCODERS]
+    return [name for name in phase.values.get("model.encoders", {}).values() if name not in encoder_names()]

@@ -61,6 +61,8 @@ class Certificate(ABC):
     """Whether it costs too much for any model but the final one of a trial."""
     indicators: ClassVar[bool] = True
     """Whether `Radii.indicator` says something about the model."""
+    lipschitz_encoders: ClassVar[bool] = False
+    """Whether encoders must be 1-Lipschitz: those of the user's own are then verified before anything is decoded."""
     exact_arithmetic: ClassVar[bool] = False
     """Whether products must not be rounded to less than float32, as TF32 does."""
     audited_by: ClassVar[str | None] = None

@@ -268,6 +268,7 @@ class Lipschitz(ScoreCertificate):
     word = "certified radius"
     sound = True
     meaning = "certified radius from 1-Lipschitz encoders: sound"
+    lipschitz_encoders = True
     exact_arithmetic = True
 
     def check_head(self, head: type[Head], method: str) -> None:
@@ -280,8 +281,8 @@ class Lipschitz(ScoreCertificate):
     def check_encoder(self, modality: str, encoder: str, lipschitz: bool) -> None:
         if not lipschitz:
             raise BadInputError(
-                f"certify.certificates: {self.name} needs encoders that are 1-Lipschitz, such as lipschitz_conv; "
-                f"model.encoders.{modality} is {encoder}"
+                f"certify.certificates: {self.name} needs encoders that are 1-Lipschitz (lipschitz_conv, or your own "
+                f"that says lipschitz = True); model.encoders.{modality} is {encoder}"
             )
 
     def basis(self, model: MultiModalModel, tau: GradientConstants | None) -> Basis:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""Encoders φ: one modality's standardised input to features `(B, features)`. Found by name in `ENCODERS`."""
+"""What residual encoders share: blocks, batch normalisation over all workers, and frames that share a trunk."""
 
 from __future__ import annotations
 
@@ -97,34 +97,3 @@ class ConvEncoder(nn.Module):
         images = x if x.ndim == 4 else x.flatten(0, 1)
         pooled = cast(Tensor, self.trunk(images.contiguous(memory_format=torch.channels_last))).mean((2, 3))
         return pooled if x.ndim == 4 else pooled.unflatten(0, x.shape[:2]).mean(1)
-
-
-def small_resnet(channels: int, features: int) -> nn.Module:
-    """A stem and three residual blocks, stride 8, for inputs of about 32 × 32; 0.1 M parameters at 64 features."""
-    w1, w2, w3 = features // 4, features // 2, features
-    return nn.Sequential(
-        nn.Conv2d(channels, w1, 3, 2, padding=1, bias=False),
-        BatchNorm(w1),
-        nn.ReLU(),
-        ResidualBlock(w1, w2, 2),
-        ResidualBlock(w2, w3, 2),
-    )
-
-
-def resnet18(channels: int, features: int) -> nn.Module:
-    """ResNet-18 without its classifier (He et al., 2016); 512 features give its usual widths."""
-    w1, w2, w3, w4 = features // 8, features // 4, features // 2, features
-    return nn.Sequential(
-        nn.Conv2d(channels, w1, 7, 2, padding=3, bias=False),
-        BatchNorm(w1),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, padding=1),
-        ResidualBlock(w1, w1, 1),
-        ResidualBlock(w1, w1, 1),
-        ResidualBlock(w1, w2, 2),
-        ResidualBlock(w2, w2, 1),
-        ResidualBlock(w2, w3, 2),
-        ResidualBlock(w3, w3, 1),
-        ResidualBlock(w3, w4, 2),
-        ResidualBlock(w4, w4, 1),
-    )

@@ -47,6 +47,9 @@ class RunConfig(Section):
     sweep: SweepConfig = SweepConfig()
     search: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     """dotted path: {choice | grid | uniform | loguniform | int: [...]}."""
+    code: list[str] = []  # noqa: RUF012
+    """Folders with modules of your own, which fields name as `package.module:Name`; every worker gets them (`--with`).
+    In a file: from that file's folder on."""
 
     @model_validator(mode="after")
     def _search_is_valid(self) -> RunConfig:
@@ -125,6 +128,8 @@ class RunConfig(Section):
 
 def effective_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The searched parameters, null where the method takes no notice of them."""
+    if not params:
+        return {}
     kind = method_class(method)
     others = set(METHOD_FIELDS) - set(kind.parameters())
     if not kind.step2:
@@ -262,6 +267,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     except yaml.YAMLError as error:
         raise BadInputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     config, values = parse(raw, str(path)), parse_overrides(overrides or [])
+    config = config.model_copy(update={"code": [str((path.parent / folder).resolve()) for folder in config.code]})
     return with_values(config.fixing(values), values)
 
 

@@ -251,9 +251,21 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Encoders by modality, and the width of their features."""
 
-    encoders: dict[str, str] = {"video": "resnet18", "audio": "resnet18"}
-    """modality: encoder name (`small_resnet`, `resnet18`, `lipschitz_conv`). A modality left out is not used."""
+    encoders: dict[str, str | dict[str, Any]] = {"video": "resnet18", "audio": "resnet18"}
+    """modality: an encoder's name (`small_resnet`, `resnet18`, `lipschitz_conv`, `timm:NAME`), or `package.module:Name`
+    of your own code; with arguments `{path: mynet:VideoNet, depth: 3}`. A modality left out is not used."""
     features: Count = 512
+    """Width of every encoder's features; for ours a multiple of 8."""
+
+    @field_validator("encoders")
+    @classmethod
+    def _encoders_are_named(cls, encoders: dict[str, Any]) -> dict[str, Any]:
+        for given in encoders.values():
+            try:
+                split_arguments(given)
+            except BadInputError as error:
+                raise ValueError(str(error)) from None
+        return encoders
 
 
 class Step2Config(Section):

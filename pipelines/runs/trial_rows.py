@@ -9,15 +9,26 @@ from pipelines.config.run_config import RunConfig, effective_params
 
 
 def trial_row(
-    trial_id: str, config: RunConfig, params: dict[str, Any], provenance: dict[str, Any], started: str
+    trial_id: str,
+    config: RunConfig,
+    params: dict[str, Any],
+    provenance: dict[str, Any],
+    started: str,
+    *,
+    resolved: bool = False,
 ) -> dict[str, Any]:
-    """The row of `trials` for a trial that starts; `finished_row` completes it."""
+    """The row of `trials` for a trial that starts; `updated_row` completes it.
+
+    Args:
+        resolved: the method's own defaults are written out in `config`, as in a model's card: it is not imported.
+    """
+    whole = config if resolved else config.resolved()
     return {
         "trial_id": trial_id,
         "status": "running",
         "method": config.train.method,
         "params": json.dumps(effective_params(config.train.method, params)),
-        "config": json.dumps(config.resolved().model_dump(mode="json"), sort_keys=True),
+        "config": json.dumps(whole.model_dump(mode="json"), sort_keys=True),
         "seed": config.train.seed,
         "epochs": 0,
         "workers": config.sweep.workers,

@@ -15,14 +15,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from crmt.attacks import find_attack
-from crmt.encoders.registry import ENCODERS, LIPSCHITZ_ENCODERS
 from crmt.errors import BadInputError
 from crmt.heads import HEADS
 from crmt.methods import method_class
+from crmt.model import ModelSpec
 from pipelines.clips.batches import STREAM_WORKER_CPUS
 from pipelines.clips.kinds import check_modalities, kinds_of
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import RunConfig, value_at
+from pipelines.sweeps.encoder_checks import check_certified, check_encoder
 from pipelines.trials.measure import attack_plan
 
 _MINIMUM_FREE = 2**30
@@ -111,28 +112,44 @@ def _values_of(config: RunConfig, path: str, own: Any = None) -> list[Any]:
     return list(next(iter(entry.values()))) if entry else [own or value_at(config, path)]
 
 
-def check_settings(config: RunConfig) -> None:
+def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
     """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
 
+    Args:
+        trained: of a model that is only evaluated: its method is not imported, nor are its encoders built again.
+
     Raises:
-        BadInputError: an unknown method, encoder or ball, a width that no encoder has, a modality that the model does
-            not have, a certificate that the encoders do not admit, or batches that the workers of a trial cannot share.
+        BadInputError: an unknown method, encoder or ball, an encoder that cannot be built or does not give the features
+            that it should, a modality that the model does not have, a certificate that the encoders do not admit, or
+            batches that the workers of a trial cannot share.
     """
     for name in methods_of(config):
-        _check_method(config, name)
+        _check_method(config, name, trained.head if trained else method_class(name).head)
     find_attack(config.certify.audit_attack)
     if config.sweep.algorithm == "points" and config.search and not config.sweep.start_with:
         raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
     for encoders in _values_of(config, "model.encoders"):
         check_modalities(list(encoders), kinds_of(config.data))
-        for modality, own in encoders.items():
-            for name in _values_of(config, f"model.encoders.{modality}", own):
-                _check_encoder(config, modality, name)
         _check_names(config, list(encoders))
-    for width in _values_of(config, "model.features"):
-        if width % 8:
-            raise BadInputError(f"model.features must be a multiple of 8, not {width}")
+    _check_encoders(config, build=trained is None)
     _check_workers(config)
+
+
+def _check_encoders(config: RunConfig, build: bool) -> None:
+    """Every encoder that a trial may get, in every width."""
+    certificates = config.certificates()
+    verify = any(certificate.lipschitz_encoders for certificate in certificates)
+    checked: list[Any] = []
+    for encoders in _values_of(config, "model.encoders"):
+        for modality, own in encoders.items():
+            for given in _values_of(config, f"model.encoders.{modality}", own):
+                if (modality, given) in checked:
+                    continue
+                checked.append((modality, given))
+                for certificate in certificates:
+                    check_certified(certificate, modality, given)
+                for width in _values_of(config, "model.features") if build else ():
+                    check_encoder(config.data, modality, given, width, verify=verify, seed=config.train.seed)
 
 
 def _check_workers(config: RunConfig) -> None:
@@ -152,16 +169,9 @@ def _check_workers(config: RunConfig) -> None:
             raise BadInputError(f"{path} ({count}) must not be below sweep.workers ({workers}): each takes a share")
 
 
-def _check_method(config: RunConfig, name: str) -> None:
+def _check_method(config: RunConfig, name: str, head: str) -> None:
     for certificate in config.certificates():
-        certificate.check_head(HEADS[method_class(name).head], name)
-
-
-def _check_encoder(config: RunConfig, modality: str, name: str) -> None:
-    if name not in ENCODERS:
-        raise BadInputError(f"model.encoders.{modality}: no encoder {name!r}. Valid: {', '.join(ENCODERS)}")
-    for certificate in config.certificates():
-        certificate.check_encoder(modality, name, name in LIPSCHITZ_ENCODERS)
+        certificate.check_head(HEADS[head], name)
 
 
 def _check_names(config: RunConfig, modalities: list[str]) -> None:

@@ -11,6 +11,7 @@ from crmt.errors import CRMTError
 from pipelines.clips.batches import Placement
 from pipelines.clips.prepare import ClipSource
 from pipelines.config.run_config import RunConfig, parse, with_values
+from pipelines.infra.code import use_in_worker
 from pipelines.infra.ray_errors import first_line
 from pipelines.runs.heartbeat import last_report
 from pipelines.runs.run_folder import TrialInput
@@ -30,6 +31,7 @@ def tune_trial(
     from ray.tune.integration.ray_train import TuneReportCallback
 
     config = with_values(parse(base, "the run's configuration"), params)
+    use_in_worker(config.code)
     trial_id = tune.get_context().get_trial_id()
     if config.sweep.workers > 1:
         fit_with_workers(config, given, source, trial_id, [TuneReportCallback()])
@@ -98,6 +100,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     context = train.get_context()
     config = parse(settings["config"], "the run's configuration")
+    use_in_worker(config.code)
     device = get_device() if config.sweep.gpus_per_worker else torch.device("cpu")
     place = Placement(context.get_world_rank(), context.get_world_size(), device)
     session = WorkerSession(settings["trial_id"], settings["given"].run, place)

@@ -41,6 +41,11 @@ def run_trial(config: RunConfig, given: TrialInput, clips: Clips, session: Sessi
     return _Trial(config.resolved(), given, clips, session).run()
 
 
+def stage_of(method: Method | type[Method]) -> str:
+    """The stage that a finished model of a method is of."""
+    return "step2" if method.step2 else "step1"
+
+
 @dataclass
 class _Trial:
     config: RunConfig
@@ -71,7 +76,7 @@ class _Trial:
             step1 = measure(model, constants, training.mean_contributions(model.head), "step1", False, balls=balls)
             self._store(step1, [], "step1")
             changes = self._step2(model, training, constants, report)
-        stage = "step2" if method.step2 else "step1"
+        stage = stage_of(method)
         result = measure(model, constants, training.mean_contributions(model.head), stage, True)
         self._store(result, changes, stage)
         certificates = [c.name for c in self.config.certificates()]
@@ -261,6 +266,7 @@ class _Trial:
         folder = Path("models") / self.session.trial_id
         card = {
             "method": self.config.train.method,
+            "stage": stage_of(self.config.training_method()),
             "config": self.config.model_dump(mode="json"),
             "provenance": self.given.provenance,
             "measured": {k: v for k, v in report.items() if isinstance(v, float | int)},

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from crmt.encoders.registry import ENCODERS, build_encoder
+from crmt.encoders import build_encoder, encoder_names
 from crmt.encoders.resnet import BatchNorm, ResidualBlock
 from crmt.errors import BadInputError
 from tests.crmt.tiny import IMAGE, MOTION, SOUND
 
 
-@pytest.mark.parametrize("name", list(ENCODERS))
+@pytest.mark.parametrize("name", encoder_names())
 @pytest.mark.parametrize("modality", [IMAGE, SOUND, MOTION], ids=lambda m: m.name)
 def test_features_have_the_asked_width(name: str, modality: object) -> None:
     chosen = {"video": IMAGE, "audio": SOUND, "flow": MOTION}[modality.name]  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ def test_resnet18_has_the_usual_size() -> None:
 
 @pytest.mark.parametrize("name", ["resnet50", None, ""])
 def test_an_unknown_encoder_is_refused_with_the_valid_ones(name: str | None) -> None:
-    with pytest.raises(BadInputError, match=r"for 'video'. Valid: small_resnet, resnet18"):
+    with pytest.raises(BadInputError, match=r"for 'video'. Valid: lipschitz_conv, resnet18, small_resnet"):
         build_encoder(name, IMAGE, 16)  # type: ignore[arg-type]
 
 

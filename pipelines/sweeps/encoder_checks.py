@@ -1,0 +1,118 @@
+"""Encoders before anything is decoded: each is built and takes one batch, as a trial will give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from crmt.certificates import Certificate
+from crmt.certificates.lipschitz import lipschitz_constants
+from crmt.doors import split_arguments
+from crmt.encoders import Given, build_encoder, declared_lipschitz, is_foreign, one_line
+from crmt.errors import BadInputError, CRMTError
+from crmt.heads import HEADS
+from crmt.modality import Modality
+from crmt.model import MultiModalModel
+from pipelines.clips.kinds import ModalityMeta, kinds_of
+from pipelines.config.schema import DataConfig
+
+INPUTS = 2
+"""The fewest that batch normalisation trains on."""
+
+
+def check_encoder(data: DataConfig, modality: str, given: Given, features: int, *, verify: bool, seed: int) -> None:
+    """Build an encoder and run one batch of random inputs through it, there and back.
+
+    Args:
+        data: says which shape the modality will have.
+        given: a value of `model.encoders.<modality>`.
+        verify: whether an encoder of the user's own must be 1-Lipschitz, as the certificate `lipschitz` verifies it.
+        seed: of the weights and of the inputs.
+
+    Raises:
+        BadInputError: one line that names the field, and what of this the encoder does not do.
+    """
+    with _naming(modality), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shape = modality_before_ingest(data, modality)
+        encoder, name = build_encoder(given, shape, features), split_arguments(given)[0]
+        for training in (True, False) if is_foreign(given) else (False,):
+            _check_batch(name, encoder.train(training), shape, features)
+        if verify and is_foreign(given):
+            _check_constant(encoder, shape, features)
+
+
+def check_certified(certificate: Certificate, modality: str, given: Given) -> None:
+    """Refuse an encoder that a certificate does not vouch for, by what the encoder says of itself.
+
+    Raises:
+        BadInputError: it does not say that it is 1-Lipschitz where the certificate needs that, or there is none such.
+    """
+    with _naming(modality):
+        name, _ = split_arguments(given)
+        declared = declared_lipschitz(name)
+    certificate.check_encoder(modality, name, declared)
+
+
+@contextmanager
+def _naming(modality: str) -> Iterator[None]:
+    """Errors name the field of the configuration."""
+    try:
+        yield
+    except CRMTError as error:
+        raise BadInputError(f"model.encoders.{modality}: {error}") from None
+
+
+def modality_before_ingest(data: DataConfig, name: str) -> Modality:
+    """What a model will take, as far as the configuration says it: the statistics stand in for those of the clips."""
+    kind = kinds_of(data)[name]
+    channels = 1 if kind.statistics_axis is None else kind.shape[kind.statistics_axis]
+    stand_in = ModalityMeta(kind.shape, kind.dtype.name, (0.5,) * channels, (0.25,) * channels)
+    return kind.modality(kind.with_constants(stand_in))
+
+
+def _check_batch(name: str, encoder: nn.Module, modality: Modality, features: int) -> None:
+    mean, std = modality.per_channel(modality.mean), modality.per_channel(modality.std)
+    raw = torch.rand(INPUTS, *modality.shape) if modality.box else torch.randn(INPUTS, *modality.shape)
+    x = ((raw - mean) / std).requires_grad_()
+    how = "in training" if encoder.training else "in evaluation"
+    try:
+        found = encoder(x.clone())  # a first layer may work in place
+    except Exception as error:
+        raise BadInputError(f"{name} fails {how} on a batch of shape {tuple(x.shape)}: {one_line(error)}") from error
+    if not isinstance(found, Tensor):
+        raise BadInputError(f"{name} gives a {type(found).__name__}: it must give one tensor of features")
+    if found.shape != (INPUTS, features):
+        raise BadInputError(
+            f"{name} gives {tuple(found.shape)} for a batch of shape {tuple(x.shape)}: it must give (batch, features), "
+            f"{(INPUTS, features)} here; the second argument that it is called with is the width"
+        )
+    if found.dtype != x.dtype:
+        raise BadInputError(f"{name} gives {found.dtype} features of {x.dtype} inputs: give both in one type")
+    if not bool(found.isfinite().all()):
+        raise BadInputError(f"{name} gives NaN or infinity {how} on random inputs")
+    _check_gradient(name, found, x)
+
+
+def _check_gradient(name: str, found: Tensor, x: Tensor) -> None:
+    """Attacks and the estimate of τ follow the gradient to the input."""
+    nothing = f"{name}: no gradient reaches its input, which attacks and radii need: leave out no_grad and detach"
+    if not found.requires_grad:
+        raise BadInputError(nothing)
+    try:
+        (gradient,) = torch.autograd.grad((found * torch.randn_like(found)).sum(), x, allow_unused=True)
+    except Exception as error:
+        raise BadInputError(f"{name}: its gradient fails: {one_line(error)}") from error
+    if gradient is None or not bool(gradient.any()):
+        raise BadInputError(nothing)
+    if not bool(gradient.isfinite().all()):
+        raise BadInputError(f"{name}: its gradient by the input is NaN or infinite on random inputs")
+
+
+def _check_constant(encoder: nn.Module, modality: Modality, features: int) -> None:
+    """What it says of itself is verified here, so that no trial trains for a certificate that it cannot have."""
+    head = HEADS["concat"]({modality.name: features}, 2)
+    lipschitz_constants(MultiModalModel([modality], {modality.name: encoder}, head))
