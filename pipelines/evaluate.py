@@ -12,54 +12,16 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
-from rich.console import Console
+from crmt.errors import BadInputError
+from pipelines.command import config_from_card, run_command
+from pipelines.config.run_config import parse_overrides, with_values
+from pipelines.runs.run_folder import read_card
+from pipelines.sweeps.single import load_saved, run_evaluation
 
-from crmt.certificates.estimate import gradient_constants
-from crmt.checkpoint import load_model
-from crmt.errors import BadInputError, CRMTError
-from crmt.methods import method_class
-from crmt.model import ModelSpec, MultiModalModel
-from crmt.predictions import predict
-from pipelines.clips.batches import Clips, Placement, modalities_of
-from pipelines.clips.cache import ClipCache
-from pipelines.clips.ingest import look_ahead
-from pipelines.clips.prepare import prepare
-from pipelines.command import config_from_card, run_command, start_ray
-from pipelines.config.run_config import RunConfig, parse_overrides
-from pipelines.infra.ray_errors import first_line
-from pipelines.reporting.build import build_report
-from pipelines.reporting.summary import print_summary
-from pipelines.runs.live import LiveTable
-from pipelines.runs.results import ResultsStore
-from pipelines.runs.run_folder import check_free, now, open_run, read_card
-from pipelines.runs.trial_rows import trial_row, updated_row
-from pipelines.sweeps.preflight import check_settings, settled
-from pipelines.trials.certify import SmoothingStore, exact_arithmetic
-from pipelines.trials.launch import device_of
-from pipelines.trials.measure import Measured, Measurement
-from pipelines.trials.sessions import LocalSession
-
-TRIAL = "evaluation"
 MEASURING = ("train.seed", "train.tau_samples")
 """Of `train`, what evaluation takes notice of."""
-
-
-def _check_same_task(spec: ModelSpec, cache: ClipCache, config: RunConfig) -> None:
-    """A model can only be measured on clips of its own classes and shapes."""
-    if spec.classes != cache.classes:
-        raise BadInputError(
-            f"the model knows {len(spec.classes)} classes ({', '.join(spec.classes[:5])} …), the clips have "
-            f"{len(cache.classes)} ({', '.join(cache.classes[:5])} …): give the data set that it was trained on"
-        )
-    names = [m.name for m in spec.modalities]
-    for model, clips in zip(spec.modalities, modalities_of(cache, config.data, names), strict=True):
-        if model.shape != clips.shape:
-            raise BadInputError(f"the model takes {model.name} of shape {model.shape}, the clips give {clips.shape}")
 
 
 def _check_overrides(overrides: list[str]) -> None:
@@ -67,88 +29,6 @@ def _check_overrides(overrides: list[str]) -> None:
     for path in parse_overrides(overrides):
         if path.startswith(("train.", "model.")) and path not in MEASURING:
             raise BadInputError(f"{path} says how the model was trained: evaluate.py cannot change it")
-
-
-def _check_same_model(run: Path, card: dict[str, Any]) -> None:
-    stored = ResultsStore(run / "results").read("trials", TRIAL)
-    if len(stored) and stored.weights_sha256.iloc[0] != card["weights_sha256"]:
-        raise BadInputError(f"{run} evaluates another model ({stored.model.iloc[0]}): give that one to go on with it")
-
-
-def run_evaluation(
-    folder: Path, overrides: list[str], root: Path | None, out: Path | None, resume: Path | None = None
-) -> Path:
-    """Measure a saved model; returns the folder with results and report.
-
-    τ̂ is estimated anew on training clips, standardised as the model's own training clips were.
-
-    Args:
-        resume: the folder of an evaluation that was stopped; clips that it had smoothed are not smoothed again.
-
-    Raises:
-        BadInputError: not a saved model, or clips that it cannot take.
-    """
-    console, started = Console(), perf_counter()
-    model, spec, card = load_model(folder)
-    if resume:
-        config = read_card(resume)[1]
-        _check_same_model(resume, card)
-    else:
-        _check_overrides(overrides)
-        config = config_from_card(card, overrides, root)
-        check_free(out)
-    check_settings(config)
-    index = look_ahead(config.data)
-    start_ray(dashboard=False)
-    config = settled(config)
-    prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
-    _check_same_task(spec, prepared.cache, config)
-    given = open_run(config, prepared, spec.modalities, "evaluation", folder=out, resume=resume)
-    run = given.run
-    store = ResultsStore(run / "results")
-    known = {"weights_sha256": card["weights_sha256"], "model": str(folder.resolve()), "epochs": config.train.epochs}
-    row = trial_row(TRIAL, config, {}, given.provenance, now()) | known
-    store.write("trials", TRIAL, [row])
-    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
-    session = LocalSession(TRIAL, run, place)
-    transform = replace(prepared.source.transform, **card["front_end"])
-    clips = replace(prepared.source, transform=transform).open(place)
-    model = model.to(place.device)
-    exact_arithmetic(config)
-    try:
-        stage, measured = _measured(model, config, clips, session, store, console, run)
-    except CRMTError as error:
-        store.write("trials", TRIAL, [row | {"status": "failed", "error": first_line(error)}])
-        raise
-    for table in ("metrics", "curves", "radii"):
-        rows = [{"trial_id": TRIAL, **r} for r in getattr(measured, table)]
-        store.write(table, f"{TRIAL}.{stage}", rows)
-    done = {"finished": True, "epoch": config.train.epochs, **known}
-    store.write("trials", TRIAL, [updated_row(row, done, perf_counter() - started)])
-    build_report(run)
-    print_summary(run, console)
-    return run
-
-
-def _measured(
-    model: MultiModalModel,
-    config: RunConfig,
-    clips: Clips,
-    session: LocalSession,
-    store: ResultsStore,
-    console: Console,
-    run: Path,
-) -> tuple[str, Measured]:
-    """The stage that the model is of, and its rows."""
-    with LiveTable(run, 1, console):
-        session.progress("τ", 0.0)
-        constants = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))
-        training = predict(model, clips.ordered("train"), missing=False)
-        reference = training.mean_contributions(model.head)
-        stored = SmoothingStore(store, TRIAL, session.place.rank)
-        measure = Measurement(config, clips, session.gather, session.progress, stored=stored)
-        stage = "step2" if method_class(config.train.method).step2 else "step1"
-        return stage, measure(model, constants, reference, stage, True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,12 +41,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/<dataset>-evaluation-<time>")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an evaluation that was stopped")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. attack.restarts=5")
+    parser.add_argument("--workers", type=int, help="sweep.workers: more than one share the clips; default 1")
+    parser.add_argument(
+        "--address", help="of a Ray cluster, whose workers measure; default: this process, this machine"
+    )
     options = parser.parse_args(argv)
 
     def body() -> int:
-        if options.resume and (options.set or options.out or options.data_root):
+        if options.resume and any(getattr(options, name) for name in ("set", "out", "data_root", "workers")):
             raise BadInputError("--resume goes on with the settings that it began with: leave the other options out")
-        run_evaluation(options.model, options.set, options.data_root, options.out, options.resume)
+        model = load_saved(options.model, options.resume)
+        if options.resume:
+            config = read_card(options.resume)[1]
+        else:
+            _check_overrides(options.set)
+            config = config_from_card(model.card, options.set, options.data_root)
+        if options.workers is not None:
+            config = with_values(config, {"sweep.workers": options.workers})
+        run_evaluation(model, config, options.out, options.resume, options.address)
         return 0
 
     return run_command(body, "Go on with --resume and the folder of the evaluation.")

@@ -137,7 +137,9 @@ class Draws:
         )
 
     def mine(self, place: Placement) -> Draws:
-        shares: dict[str, Any] = {k: v if v is None else v[place.rank :: place.world] for k, v in vars(self).items()}
+        shares: dict[str, Any] = {
+            k: v if v is None else v[place.rank :: place.world_size] for k, v in vars(self).items()
+        }
         return Draws(**shares)
 
 

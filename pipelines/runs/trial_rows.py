@@ -11,7 +11,7 @@ from pipelines.config.run_config import RunConfig, effective_params
 def trial_row(
     trial_id: str, config: RunConfig, params: dict[str, Any], provenance: dict[str, Any], started: str
 ) -> dict[str, Any]:
-    """The row of `trials` for a trial that starts; `finished_row` completes it."""
+    """The row of `trials` for a trial that starts; `updated_row` completes it."""
     return {
         "trial_id": trial_id,
         "status": "running",

@@ -85,7 +85,7 @@ class Plan:
             "data set": f"{config.data.dataset}, batches: {config.data.mode}",
             "trials": f"{self.trials} "
             + ("given points" if sweep.algorithm == "points" else f"by {sweep.algorithm}")
-            + (f", ASHA after {sweep.grace_epochs} epochs" if sweep.scheduler == "asha" else ""),
+            + _scheduler(config),
             "methods": ", ".join(method_class(m).title for m in methods_of(config)),
             "searched": "; ".join(f"{p} {next(iter(s.items()))[1]}" for p, s in config.search.items()) or "nothing",
             "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}",
@@ -103,6 +103,13 @@ class Plan:
         }.items():
             table.add_row(name, escape(text))
         console.print(table)
+
+
+def _scheduler(config: RunConfig) -> str:
+    sweep = config.sweep
+    if sweep.scheduler == "asha":
+        return f", ASHA after {sweep.grace_epochs} epochs"
+    return "" if sweep.scheduler == "none" else f", scheduler {sweep.scheduler}"
 
 
 def _certificate(config: RunConfig, name: str) -> str:
@@ -126,8 +133,12 @@ def _values_of(config: RunConfig, path: str, own: Any = None) -> list[Any]:
     return list(next(iter(entry.values()))) if entry else [own or value_at(config, path)]
 
 
-def check_settings(config: RunConfig) -> None:
+def check_settings(config: RunConfig, training: bool = True) -> None:
     """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
+
+    Args:
+        config: of the run.
+        training: whether models are trained; a saved one that is measured shares no batches.
 
     Raises:
         BadInputError: an unknown method, encoder or ball, a width that no encoder has, a modality that the model does
@@ -146,13 +157,13 @@ def check_settings(config: RunConfig) -> None:
     for width in _values_of(config, "model.features"):
         if width % 8:
             raise BadInputError(f"model.features must be a multiple of 8, not {width}")
-    _check_workers(config)
+    _check_workers(config, training)
 
 
-def _check_workers(config: RunConfig) -> None:
+def _check_workers(config: RunConfig, training: bool) -> None:
     """Refuse batches and samples that the workers of a trial cannot share."""
     workers = config.sweep.workers
-    for size in _values_of(config, "train.batch_size"):
+    for size in _values_of(config, "train.batch_size") if training else []:
         if size % workers:
             raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
     samples = {
@@ -202,7 +213,7 @@ def _check_names(config: RunConfig, modalities: list[str]) -> None:
                 raise BadInputError(f"{path}: the model has no {name!r}; it has {', '.join(modalities)}")
 
 
-def settled(config: RunConfig) -> RunConfig:
+def with_gpus(config: RunConfig) -> RunConfig:
     """The configuration with `sweep.gpus_per_worker` as a number. Needs a running Ray."""
     if config.sweep.gpus_per_worker is not None:
         return config
