@@ -23,7 +23,7 @@ from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, with
 from pipelines.reporting.names import ATTACK_NAMES, certificate_name
 from pipelines.runs.results import ResultsStore, open_store
 from pipelines.runs.run_folder import read_card
-from pipelines.sweep import run_sweep
+from pipelines.sweeps.run import run_sweep
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SEED = "train.seed"

@@ -28,7 +28,8 @@ from pipelines.clips.ingest import (
     ingest,
     look_ahead,
 )
-from pipelines.command import add_config_arguments, config_from, run_command, start_ray
+from pipelines.command import add_config_arguments, config_from, run_command
+from pipelines.infra.cluster import start_ray
 from pipelines.sources.check import check
 from pipelines.sources.index import SPLITS
 

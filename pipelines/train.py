@@ -13,70 +13,12 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from crmt.errors import BadInputError, CRMTError
-from pipelines.clips.batches import modalities_of
-from pipelines.clips.ingest import look_ahead
-from pipelines.clips.prepare import prepare
-from pipelines.command import add_config_arguments, config_from, importing, run_command, start_ray
-from pipelines.config.run_config import RunConfig, with_values
-from pipelines.infra.ray_errors import first_line
-from pipelines.reporting.build import build_report
-from pipelines.reporting.summary import print_summary
-from pipelines.runs.live import LiveTable
-from pipelines.runs.results import ResultsStore
-from pipelines.runs.run_folder import check_free, now, open_run, read_card
-from pipelines.runs.trial_rows import trial_row, updated_row
-from pipelines.sweeps.preflight import check_settings, plan_sweep, settled
-from pipelines.trials.launch import fit_with_workers, local_trial
-
-TRIAL = "train"
-
-
-def run_training(config: RunConfig, folder: Path | None, resume: Path | None, address: str | None = None) -> Path:
-    """Train one model; returns the run's folder.
-
-    Raises:
-        BadInputError: settings or clips that cannot be used. CRMTError: training failed.
-    """
-    console = Console()
-    check_settings(config)
-    check_free(folder)
-    index = look_ahead(config.data)
-    start_ray(address, dashboard=False, code=config.code)
-    config = settled(config)
-    plan_sweep(config).check()
-    prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
-    if config.sweep.workers > 1:
-        plan_sweep(config, prepared.source.mode).check()
-    modalities = modalities_of(prepared.cache, config.data, list(config.model.encoders))
-    given = open_run(config, prepared, modalities, "train", folder=folder, resume=resume)
-    run = given.run
-    store = ResultsStore(run / "results")
-    row = trial_row(TRIAL, config, {}, given.provenance, now())
-    store.write("trials", TRIAL, [row])
-    console.print(f"results: {run}", markup=False, soft_wrap=True)
-    report: dict[str, Any] = {}
-    try:
-        with LiveTable(run, 1, console):
-            if config.sweep.workers > 1:
-                report = fit_with_workers(config, given, prepared.source, TRIAL, [])
-            else:
-                report = local_trial(config, given, prepared.source, TRIAL)
-    except CRMTError as error:
-        store.write("trials", TRIAL, [row | {"status": "failed", "error": first_line(error)}])
-        raise
-    except KeyboardInterrupt:
-        console.print(f"go on with: python pipelines/train.py --resume {run}", markup=False, soft_wrap=True)
-        raise
-    store.write("trials", TRIAL, [updated_row(row, report, float(report.get("seconds", 0.0)))])
-    build_report(run)
-    print_summary(run, console)
-    console.print(f"model: {run / 'models' / TRIAL}", markup=False, soft_wrap=True)
-    return run
+from crmt.errors import BadInputError
+from pipelines.command import add_config_arguments, config_from, importing, run_command
+from pipelines.config.run_config import with_values
+from pipelines.runs.run_folder import read_card
+from pipelines.sweeps.single import run_training
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,16 +17,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
-import os
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-
-import optuna
 
 from benchmarks.study.cost import cores, seconds_a_trial
 from benchmarks.study.data import ended, read_study, sweeps_of
@@ -51,8 +46,8 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines.command import run_command
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import check_free, read_card
-from pipelines.sweep import run_sweep
 from pipelines.sweeps.preflight import check_settings
+from pipelines.sweeps.run import run_sweep
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -185,10 +180,6 @@ def options_of(given: argparse.Namespace) -> Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
     given = arguments().parse_args(argv)
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is in its row, without a traceback
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", message="The reported value is ignored")
 
     def body() -> int:
         if given.action == "report":

@@ -150,7 +150,7 @@ class MemoryClips:
         return int((self.table.splits == split).sum())
 
     def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        _per_rank(batch_size, self.place.world)
+        _per_rank(batch_size, self.place.world_size)
         rows = np.flatnonzero(self.table.splits == "train")
         order = np.random.default_rng([seed, epoch]).permutation(rows)
         for step in range(len(order) // batch_size):
@@ -160,7 +160,7 @@ class MemoryClips:
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
         rows = np.flatnonzero(self.table.splits == split)
-        rows = self.place.mine(rows[_chosen(split, len(rows), limit, seed, self.place.world)])
+        rows = self.place.mine(rows[_chosen(split, len(rows), limit, seed, self.place.world_size)])
         for start in range(0, len(rows), EVALUATION_BATCH):
             yield self._batch(rows[start : start + EVALUATION_BATCH], None)
 
@@ -202,15 +202,15 @@ class StreamClips:
         return int((self.index.rows.split == split).sum())
 
     def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        local = _per_rank(batch_size, self.place.world)
+        local = _per_rank(batch_size, self.place.world_size)
         counts = self.index.rows[self.index.rows.split == "train"].groupby("part").size()
         order = np.random.default_rng([seed, epoch]).permutation(counts.index.to_numpy())
-        dealt = [order[r :: self.place.world] for r in range(self.place.world)]
+        dealt = [order[r :: self.place.world_size] for r in range(self.place.world_size)]
         steps = min(int(counts.loc[parts].sum()) for parts in dealt) // local  # the same on every rank
-        if len(order) < self.place.world:
+        if len(order) < self.place.world_size:
             raise BadInputError(
-                f"train has {len(order)} decoded parts, too few to stream to a trial's {self.place.world} workers: "
-                "set data.mode to memory, or lower sweep.workers"
+                f"train has {len(order)} decoded parts, too few to stream to a trial's {self.place.world_size} "
+                "workers: set data.mode to memory, or lower sweep.workers"
             )
         shuffle: dict[str, Any] = {
             "local_shuffle_buffer_size": _SHUFFLE_BUFFER_BATCHES * local,
@@ -223,7 +223,7 @@ class StreamClips:
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
         rows = self.index.rows[self.index.rows.split == split].sort_values("id", kind="stable")
-        world = self.place.world
+        world = self.place.world_size
         rows = rows.iloc[_chosen(split, len(rows), limit, seed, world)]
         if world > 1:  # neighbours in one part go to one rank; a part at a border is read by two
             rows = rows.sort_values("part", kind="stable")

@@ -64,7 +64,7 @@ class Draws:
         """This rank's share of them."""
 
         def share(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[place.rank :: place.world]
+            return None if values is None else values[place.rank :: place.world_size]
 
         kept = {name: share(values) for name, values in vars(self).items() if name != "others"}
         return Draws(**kept, others={group: draws.mine(place) for group, draws in self.others.items()})  # type: ignore[arg-type]

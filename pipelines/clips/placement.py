@@ -15,9 +15,15 @@ class Placement:
     """Which worker of a trial this is, and its device."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
+    """How many workers the trial has."""
     device: torch.device = CPU
 
     def mine(self, rows: np.ndarray) -> np.ndarray:
         """This rank's share of some rows; the shares of all ranks make the whole."""
-        return rows[self.rank :: self.world]
+        return rows[self.rank :: self.world_size]
+
+    @property
+    def world(self) -> int:
+        """The same as `world_size`."""
+        return self.world_size

@@ -50,7 +50,7 @@ class Prepared:
 
     cache: ClipCache
     source: ClipSource
-    why: str
+    delivery: str
     """One sentence: how they reach the trials, and why so."""
 
 

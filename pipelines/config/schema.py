@@ -430,11 +430,21 @@ class SweepConfig(Section):
     """How many trials, how they are chosen, and what each may take."""
 
     trials: Count = 16
-    algorithm: Literal["optuna", "random", "grid", "points"] = "optuna"
-    """points: those of `start_with`, and no others."""
+    algorithm: str = "optuna"
+    """optuna, random, grid or points (those of `start_with`, and no others); one of Ray's own (hyperopt, bayesopt ...);
+    or `package.module:Name`, a Searcher or SearchAlgorithm of Ray, or what makes one."""
+    algorithm_options: dict[str, Any] = {}
+    """Its arguments; metric, mode, space, start points, seed and concurrency are set by the sweep."""
     start_with: list[dict[str, Any]] = []
     """Points (dotted path: value) that are tried first."""
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: str = "asha"
+    """asha or none; one of Ray's own (hyperband, median_stopping_rule, pbt ...); or `package.module:Name`, a
+    TrialScheduler of Ray, or what makes one. Time is counted in epochs."""
+    scheduler_options: dict[str, Any] = {}
+    """Its arguments."""
+    loggers: list[str | dict[str, Any]] | None = None
+    """json, csv, tensorboardx, mlflow, wandb, comet, aim, or `package.module:Name` of a Tune callback; with arguments
+    as {path: wandb, project: mine}. Left out: those that Tune has of itself (json, csv, tensorboardx)."""
     grace_epochs: Count = 10
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     workers: Count = 1

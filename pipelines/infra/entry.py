@@ -7,6 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+INTERRUPTED = 130
+"""Exit code of a command that was stopped."""
+
 
 def run_as_module(file: str) -> NoReturn:
     """Run `main` of a command that was started as a file, and exit with the code that it returns.

@@ -122,7 +122,7 @@ def _new_card(
         "class_names": list(cache.classes),
         "modalities": [m.name for m in modalities],
         "spaces": {m.name: m.space for m in modalities},
-        "batches": prepared.why,
+        "batches": prepared.delivery,
         "config": config.model_dump(mode="json"),
         "words": words_of(config),
     }
@@ -168,7 +168,7 @@ def open_run(
     """
     session, cache = _session(), prepared.cache
     if resume is None:
-        run = create_run(folder, config.data.dataset, kind)
+        run = create_run(folder, cache.name, kind)
         card = _new_card(config, prepared, modalities, run.name, kind) | session
     else:
         run = resume

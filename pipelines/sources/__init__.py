@@ -1,28 +1,50 @@
-"""One file a data set: lists on disk to a clip index. A new file with `load(data) -> ClipIndex` is a new data set."""
+"""One file a data set: lists on disk to a clip index. A new file with a `SOURCE` is a new data set.
+
+Another person's own is `package.module:Name`: a `Source`, an object or class with `load(data) -> ClipIndex`, or that
+function itself.
+"""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+import re
 
+from crmt.doors import Door, is_path
 from crmt.errors import BadInputError
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
+from pipelines.sources.base import Source
 from pipelines.sources.index import ClipIndex, check_column, with_validation
 
-__all__ = ["ClipIndex", "load", "names"]
+__all__ = ["ClipIndex", "Source", "find", "load", "names"]
 
-_SHARED = ("__init__", "check", "files", "index", "lists")
-"""Files of this folder that are no data sets."""
+_DOOR = Door("a data set", "pipelines.sources", "SOURCE", ("base", "check", "files", "index", "lists"))
 
 
 def names() -> list[str]:
-    """Names of the data sets, as `--dataset` takes them."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _SHARED)
+    """Names of the data sets of this folder, as `--dataset` takes them."""
+    return _DOOR.names()
 
 
-GENERATED = ("avdigits",)
-"""Data sets that make their clips themselves, for which they need a running Ray."""
+def find(name: str) -> Source:
+    """The data set of that name.
+
+    Args:
+        name: one of `names()`, or `package.module:Name`.
+
+    Raises:
+        BadInputError: no such data set, with the nearest valid name, or a part that cannot load clips.
+    """
+    if not is_path(name) and name not in names():
+        raise BadInputError(f"unknown data set {name!r}.{nearest(name, names())}")
+    part = _DOOR.find(name)
+    if isinstance(part, Source):
+        return part
+    if isinstance(part, type) and hasattr(part, "load"):
+        part = part()
+    load = getattr(part, "load", part)
+    if isinstance(part, type) or not callable(load):
+        raise BadInputError(f"{name} is no data set: it has no load(data)")
+    return Source(load, bool(getattr(part, "makes_clips", False)), tuple(getattr(part, "takes", ())))
 
 
 def load_without_ray(data: DataConfig) -> ClipIndex | None:
@@ -31,27 +53,22 @@ def load_without_ray(data: DataConfig) -> ClipIndex | None:
     Raises:
         BadInputError: as `load` does.
     """
-    check_name(data.dataset)
-    return None if data.dataset in GENERATED else load(data)
-
-
-def check_name(name: str) -> None:
-    """Refuse an unknown data set, with the nearest valid name."""
-    if name not in names():
-        raise BadInputError(f"unknown data set {name!r}.{nearest(name, names())}")
+    return None if find(data.dataset).makes_clips else load(data)
 
 
 def load(data: DataConfig) -> ClipIndex:
     """The clip index of `data.dataset`, with validation carved from train and `data.limit` applied.
 
-    avdigits makes its clips on first use and then needs a running Ray; the others only read lists.
+    One that makes its clips itself does so on first use and then needs a running Ray; the others only read lists.
 
     Raises:
         BadInputError: unknown data set, or lists that are missing or malformed.
     """
-    check_name(data.dataset)
-    _check_fields(data)
-    index: ClipIndex = importlib.import_module(f"pipelines.sources.{data.dataset}").load(data)
+    source = find(data.dataset)
+    _check_fields(source, data)
+    index = source.load(data)
+    if is_path(data.dataset):
+        _check_foreign(index, data.dataset)
     for name, declared in data.declared.items():
         check_column(index, name, declared.column)
     index = with_validation(index, data.validation_share, data.seed)
@@ -61,14 +78,22 @@ def load(data: DataConfig) -> ClipIndex:
     return index
 
 
-def _check_fields(data: DataConfig) -> None:
+def _check_fields(source: Source, data: DataConfig) -> None:
     """Refuse settings that the data set does not read: an option without effect would mislead."""
-    if data.split != 1 and data.dataset != "ucf101":
+    if data.split != 1 and "split" not in source.takes:
         raise BadInputError(
             f"data.split {data.split} takes no effect with {data.dataset}: only ucf101 has three splits"
         )
-    if data.lists and data.dataset in (*GENERATED, "manifest"):
+    if data.lists and "lists" not in source.takes:
         raise BadInputError(f"data.lists takes no effect with {data.dataset}: leave it out")
+
+
+def _check_foreign(index: object, path: str) -> None:
+    """Refuse what is no list of clips, or has a name that no folder can have."""
+    if not isinstance(index, ClipIndex):
+        raise BadInputError(f"{path}: load gave {type(index).__name__}, not a pipelines.sources.ClipIndex")
+    if not re.fullmatch(r"\w[\w.-]*", index.name):
+        raise BadInputError(f"{path}: the index is named {index.name!r}: use letters, digits, `_`, `-` and `.` alone")
 
 
 def _check_limit(index: ClipIndex, limit: int) -> None:

@@ -41,6 +41,7 @@ from PIL import Image
 from crmt.errors import CRMTError
 from pipelines.config.paths import cache_root
 from pipelines.config.schema import DataConfig
+from pipelines.sources.base import Source
 from pipelines.sources.index import ClipIndex
 
 CLASSES = tuple(str(digit) for digit in range(10))
@@ -298,3 +299,6 @@ def _make_part(task: dict[str, Any]) -> dict[str, Any]:
         frames, waveform = make_clip(digits.images[number], int(digits.target[number]), rng, recipe)
         write_clip(Path(task["folder"]) / _clip_path(number), frames, waveform, recipe)
     return {}
+
+
+SOURCE = Source(load, makes_clips=True)

@@ -45,8 +45,7 @@ def check(data: DataConfig, file: Path | None = None, console: Console | None = 
     Raises:
         BadInputError: the lists are missing or malformed, or nothing they name is there.
     """
-    sources.check_name(data.dataset)
-    if data.dataset in sources.GENERATED:
+    if sources.find(data.dataset).makes_clips:
         raise BadInputError(f"{data.dataset} makes its clips itself: there is nothing on disk to check")
     # an overlap is counted here, whatever the configuration makes of it
     index = sources.load(data.model_copy(update={"on_overlap": "drop_train"}))

@@ -27,6 +27,7 @@ from pathlib import Path
 from crmt.errors import BadInputError
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
+from pipelines.sources.base import Source
 from pipelines.sources.files import by_key, stem
 from pipelines.sources.index import ClipIndex
 from pipelines.sources.lists import Layout, Row, assemble, csv_rows, find_lists, lines, shown, split_named, whole_number
@@ -192,3 +193,6 @@ def _csv_row(line: str, row: dict[str, str], whole: bool, role: str) -> Row:
 
 def _seconds(text: str, what: str, line: str) -> int:
     return whole_number(text.removesuffix(".0"), what, line)
+
+
+SOURCE = Source(load, takes=("lists",))

@@ -25,6 +25,7 @@ from crmt.errors import BadInputError
 from pipelines.config.modality import PATH
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
+from pipelines.sources.base import Source
 from pipelines.sources.files import check_names, missing_by_column
 from pipelines.sources.index import COLUMNS, SPLITS, ClipIndex, Listing, without_overlap
 
@@ -164,3 +165,6 @@ def _check_classes(file: Path, table: pd.DataFrame) -> None:
     unseen = sorted(set(table["label"]) - set(table["label"][table["split"] == "train"]))
     if unseen:
         raise BadInputError(f"{file}: label {unseen[0]!r} has no clip in train, so it cannot be learned")
+
+
+SOURCE = Source(load)

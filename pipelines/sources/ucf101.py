@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from crmt.errors import BadInputError
 from pipelines.config.schema import DataConfig
+from pipelines.sources.base import Source
 from pipelines.sources.files import by_key
 from pipelines.sources.index import ClipIndex
 from pipelines.sources.lists import Layout, Row, assemble, find_lists, is_number, lines, shown, whole_number
@@ -93,3 +94,6 @@ def _row(line: str, text: str, split: str, classes: tuple[str, ...], known: set[
     if group is None:
         raise BadInputError(f"{line}: {shown(path.name)} is not v_<class>_gXX_cYY, which names its source video")
     return Row(path.stem, folder, split, f"{folder}_{group[1]}", path.stem, line)
+
+
+SOURCE = Source(load, takes=("lists", "split"))

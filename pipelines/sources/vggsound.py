@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from crmt.errors import BadInputError
 from pipelines.config.schema import DataConfig
+from pipelines.sources.base import Source
 from pipelines.sources.files import by_key
 from pipelines.sources.index import ClipIndex
 from pipelines.sources.lists import (
@@ -100,3 +101,6 @@ def _row(line: str, cells: list[str], role: str) -> Row:
     if not label or not video or "/" in video:
         raise BadInputError(f"{line}: {'no label' if not label else f'{shown(video)} is no youtube_id'}")
     return Row(f"{video}_{start:06d}", label, split, video, (video, start), line)
+
+
+SOURCE = Source(load, takes=("lists",))

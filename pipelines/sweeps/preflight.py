@@ -81,7 +81,7 @@ class Plan:
             "data set": f"{config.data.dataset}, batches: {config.data.mode}",
             "trials": f"{self.trials} "
             + ("given points" if sweep.algorithm == "points" else f"by {sweep.algorithm}")
-            + (f", ASHA after {sweep.grace_epochs} epochs" if sweep.scheduler == "asha" else ""),
+            + _scheduler(config),
             "methods": ", ".join(method_class(m).title for m in methods_of(config)),
             "searched": "; ".join(f"{p} {next(iter(s.items()))[1]}" for p, s in config.search.items()) or "nothing",
             "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}",
@@ -101,6 +101,13 @@ class Plan:
         console.print(table)
 
 
+def _scheduler(config: RunConfig) -> str:
+    sweep = config.sweep
+    if sweep.scheduler == "asha":
+        return f", ASHA after {sweep.grace_epochs} epochs"
+    return "" if sweep.scheduler == "none" else f", scheduler {sweep.scheduler}"
+
+
 def methods_of(config: RunConfig) -> list[str]:
     """Methods that trials may get."""
     return [str(m) for m in _values_of(config, "train.method")]
@@ -116,7 +123,9 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
     """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
 
     Args:
-        trained: of a model that is only evaluated: its method is not imported, nor are its encoders built again.
+        config: of the run.
+        trained: of a saved model that is only measured: its method is not imported, its encoders are not built again,
+            and it shares no batches.
 
     Raises:
         BadInputError: an unknown method, encoder or ball, an encoder that cannot be built or does not give the features
@@ -132,7 +141,7 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
         check_modalities(list(encoders), kinds_of(config.data))
         _check_names(config, list(encoders))
     _check_encoders(config, build=trained is None)
-    _check_workers(config)
+    _check_workers(config, training=trained is None)
 
 
 def _check_encoders(config: RunConfig, build: bool) -> None:
@@ -152,10 +161,10 @@ def _check_encoders(config: RunConfig, build: bool) -> None:
                     check_encoder(config.data, modality, given, width, verify=verify, seed=config.train.seed)
 
 
-def _check_workers(config: RunConfig) -> None:
+def _check_workers(config: RunConfig, training: bool) -> None:
     """Refuse batches and samples that the workers of a trial cannot share."""
     workers = config.sweep.workers
-    for size in _values_of(config, "train.batch_size"):
+    for size in _values_of(config, "train.batch_size") if training else []:
         if size % workers:
             raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
     samples = {
@@ -186,7 +195,7 @@ def _check_names(config: RunConfig, modalities: list[str]) -> None:
                 raise BadInputError(f"{path}: the model has no {name!r}; it has {', '.join(modalities)}")
 
 
-def settled(config: RunConfig) -> RunConfig:
+def with_gpus(config: RunConfig) -> RunConfig:
     """The configuration with `sweep.gpus_per_worker` as a number. Needs a running Ray."""
     if config.sweep.gpus_per_worker is not None:
         return config

@@ -1,15 +1,18 @@
-"""A configuration's `search` and `sweep` as Tune's domains, search algorithm and scheduler."""
+"""A configuration's `search` and `sweep` as Tune's domains and Tune's configuration."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 
 from crmt.errors import BadInputError
 from pipelines.config.run_config import RunConfig
+from pipelines.sweeps.algorithms import algorithm_of, check_algorithm
+from pipelines.sweeps.loggers import loggers_of
+from pipelines.sweeps.parts import METRIC, MODE
 from pipelines.sweeps.preflight import Plan
+from pipelines.sweeps.schedulers import check_scheduler, scheduler_of
 
 
 def search_space(config: RunConfig) -> dict[str, Any]:
@@ -33,39 +36,24 @@ def search_space(config: RunConfig) -> dict[str, Any]:
     return space
 
 
-def _scheduler(config: RunConfig) -> ASHAScheduler | None:
-    """ASHA whose last rung is the last validation before the end: a trial that was trained in full is never cut, since
-    step 2, attacks and radii are still to come."""
-    every, epochs = config.select.every, config.train.epochs
-    last = (epochs - 1) // every * every
-    if config.sweep.scheduler == "none" or last < 1:
-        return None
-    return ASHAScheduler(
-        time_attr="epoch",
-        max_t=last,
-        grace_period=min(config.sweep.grace_epochs, last),
-        reduction_factor=config.sweep.reduction_factor,
-        stop_last_trials=False,
-    )
+def check_search(config: RunConfig) -> None:
+    """Refuse what Tune could not run, before Ray is started: each part is made once and thrown away.
+
+    Raises:
+        BadInputError: a search algorithm, scheduler or logger that cannot be had, or not for this search space.
+    """
+    space = search_space(config)
+    check_algorithm(config, space)
+    check_scheduler(config, space)
+    loggers_of(config)
 
 
 def tune_config(config: RunConfig, plan: Plan) -> tune.TuneConfig:
-    from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
-    from ray.tune.search.optuna import OptunaSearch
-
-    sweep = config.sweep
-    points = config.start_points()
-    algorithm: Searcher | SearchAlgorithm
-    if sweep.algorithm in ("optuna", "points") and config.search:
-        algorithm = OptunaSearch(points_to_evaluate=points or None, seed=sweep.seed)
-    else:
-        chosen = points if sweep.algorithm == "random" else None
-        algorithm = BasicVariantGenerator(points_to_evaluate=chosen, random_state=sweep.seed)
+    """What is searched, how, and by how many trials."""
     return tune.TuneConfig(
-        metric="selected",
-        mode="max",
-        search_alg=algorithm,
-        scheduler=_scheduler(config),
-        num_samples=1 if sweep.algorithm == "grid" else plan.trials,
-        max_concurrent_trials=plan.concurrent,
+        metric=METRIC,
+        mode=MODE,
+        search_alg=algorithm_of(config, plan.concurrent),
+        scheduler=scheduler_of(config, search_space(config)),
+        num_samples=1 if config.sweep.algorithm == "grid" else plan.trials,
     )

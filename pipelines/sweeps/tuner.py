@@ -7,48 +7,53 @@ from typing import Any
 
 from ray import tune
 
-from pipelines.clips.prepare import Prepared
-from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
-from pipelines.runs.run_folder import TrialInput
-from pipelines.sweeps.preflight import Plan
+from pipelines.sweeps.loggers import loggers_of
+from pipelines.sweeps.prepare import PreparedRun
 from pipelines.sweeps.recorder import Recorder
-from pipelines.sweeps.search import tune_config
+from pipelines.sweeps.search import search_space, tune_config
 from pipelines.trials.launch import DRIVER, tune_trial
 
 TUNE = "tune"
 
 
-def trainable_of(config: RunConfig, given: TrialInput, prepared: Prepared) -> Any:
-    sweep = config.sweep
-    alone = sweep.workers == 1
-    resources = {"CPU": sweep.cpus_per_worker} if alone else dict(DRIVER)
-    if alone and sweep.gpus_per_worker:
-        resources["GPU"] = sweep.gpus_per_worker
-    base = config.without_search().model_dump(mode="json")
-    bound = tune.with_parameters(tune_trial, base=base, given=given, source=prepared.source)
-    return tune.with_resources(bound, resources)
+def tuner_of(prepared: PreparedRun, resume: bool) -> tune.Tuner:
+    """The Tuner of a prepared sweep.
 
-
-def tuner_of(
-    config: RunConfig, plan: Plan, space: dict[str, Any], run: Path, trainable: Any, given: TrialInput, resume: bool
-) -> tune.Tuner:
+    Args:
+        prepared: its settings, clips and folder.
+        resume: whether to go on with what Tune left in that folder, if it left anything.
+    """
+    config, run = prepared.config, prepared.folder
+    trainable = _trainable(prepared)
     if resume and tune.Tuner.can_restore(str(run / TUNE)):
         _replace_noted(run)
         return tune.Tuner.restore(str(run / TUNE), trainable, resume_unfinished=True, resume_errored=True)
     return tune.Tuner(
         trainable,
-        param_space=space,
-        tune_config=tune_config(config, plan),
+        param_space=search_space(config),
+        tune_config=tune_config(config, prepared.plan),
         run_config=tune.RunConfig(
             name=TUNE,
             storage_path=str(run),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[Recorder(run, config, given.provenance)],
+            callbacks=[Recorder(run, config, prepared.given.provenance), *loggers_of(config)],
         ),
     )
+
+
+def _trainable(prepared: PreparedRun) -> Any:
+    """One trial as Tune runs it, with what it takes of the cluster."""
+    sweep = prepared.config.sweep
+    alone = sweep.workers == 1
+    resources = {"CPU": sweep.cpus_per_worker} if alone else dict(DRIVER)
+    if alone and sweep.gpus_per_worker:
+        resources["GPU"] = sweep.gpus_per_worker
+    base = prepared.config.without_search().model_dump(mode="json")
+    bound = tune.with_parameters(tune_trial, base=base, given=prepared.given, source=prepared.source)
+    return tune.with_resources(bound, resources)
 
 
 def _replace_noted(run: Path) -> None:

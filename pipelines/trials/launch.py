@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from crmt.errors import CRMTError
-from pipelines.clips.batches import Placement
+from pipelines.clips.batches import Clips, Placement
 from pipelines.clips.prepare import ClipSource
 from pipelines.config.run_config import RunConfig, parse, with_values
 from pipelines.infra.code import use_in_worker
 from pipelines.infra.ray_errors import first_line
 from pipelines.runs.heartbeat import last_report
 from pipelines.runs.run_folder import TrialInput
-from pipelines.trials.sessions import LocalSession, TuneSession, WorkerSession, device_of
+from pipelines.trials.sessions import LocalSession, Session, TuneSession, WorkerSession, device_of
 from pipelines.trials.trial import run_trial
 
+Work = Callable[[RunConfig, TrialInput, Clips, Session], dict[str, Any]]
+"""What one worker does: its clips are its share, its session puts the shares together. Gives its last report."""
 DRIVER = {"node:__internal_head__": 0.001}
 """What a trial that only waits for its workers takes: no CPU, since a whole one would deadlock a small machine in
 silence, and a place on the head, which is not taken away as workers' nodes are."""
@@ -34,24 +37,39 @@ def tune_trial(
     use_in_worker(config.code)
     trial_id = tune.get_context().get_trial_id()
     if config.sweep.workers > 1:
-        fit_with_workers(config, given, source, trial_id, [TuneReportCallback()])
+        run_on_workers(config, given, source, trial_id, [TuneReportCallback()])
         return
     place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
     run_trial(config, given, source.open(place), TuneSession(trial_id, given.run, place))
 
 
-def local_trial(config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str) -> dict[str, Any]:
-    """One trial in this process; returns its last report."""
-    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
-    return run_trial(config, given, source.open(place), LocalSession(trial_id, given.run, place))
-
-
-def fit_with_workers(
-    config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str, callbacks: list[Any]
+def run_here(
+    config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str, work: Work = run_trial
 ) -> dict[str, Any]:
-    """One trial on `sweep.workers` Ray Train workers; returns rank 0's last report.
+    """One trial (or other work) in this process; returns its last report."""
+    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
+    return work(config, given, source.open(place), LocalSession(trial_id, given.run, place))
+
+
+def run_on_workers(
+    config: RunConfig,
+    given: TrialInput,
+    source: ClipSource,
+    trial_id: str,
+    callbacks: Sequence[Any] = (),
+    work: Work = run_trial,
+) -> dict[str, Any]:
+    """One trial (or other work) on `sweep.workers` Ray Train workers; returns rank 0's last report.
 
     The Train run is named after the trial: started again, it goes on from its checkpoint.
+
+    Args:
+        config: of this trial.
+        given: what all trials of the run share.
+        source: from which every worker opens its share of the clips.
+        trial_id: names the rows.
+        callbacks: of Ray Train.
+        work: what each worker does with its share.
 
     Raises:
         CRMTError: the workers failed more often than `sweep.max_failures`.
@@ -72,6 +90,7 @@ def fit_with_workers(
             "given": given,
             "source": source,
             "trial_id": trial_id,
+            "work": work,
         },
         scaling_config=train.ScalingConfig(
             num_workers=sweep.workers, use_gpu=bool(sweep.gpus_per_worker), resources_per_worker=resources
@@ -81,7 +100,7 @@ def fit_with_workers(
             storage_path=str(Path(given.run) / "workers"),
             checkpoint_config=train.CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=sweep.max_failures, controller_failure_limit=1),
-            callbacks=callbacks,
+            callbacks=list(callbacks),
         ),
     )
     try:
@@ -104,4 +123,4 @@ def _worker(settings: dict[str, Any]) -> None:
     device = get_device() if config.sweep.gpus_per_worker else torch.device("cpu")
     place = Placement(context.get_world_rank(), context.get_world_size(), device)
     session = WorkerSession(settings["trial_id"], settings["given"].run, place)
-    run_trial(config, settings["given"], settings["source"].open(place), session)
+    settings["work"](config, settings["given"], settings["source"].open(place), session)

@@ -141,6 +141,6 @@ class _Fraction:
 
     def __call__(self, count: int) -> None:
         self.done += count
-        world = self.measurement.clips.place.world
+        world = self.measurement.clips.place.world_size
         total = (self.limit or self.measurement.clips.count(self.measurement.split)) * self.passes / world
         self.measurement.progress(self.phase, min(1.0, self.done / max(total, 1)))

@@ -144,7 +144,7 @@ class WorkerSession:
             train.report(dict(metrics), checkpoint=train.Checkpoint.from_directory(folder))
 
     def gather(self, value: Any) -> list[Any]:
-        gathered: list[Any] = [None] * self.place.world
+        gathered: list[Any] = [None] * self.place.world_size
         dist.all_gather_object(gathered, value)
         return gathered
 

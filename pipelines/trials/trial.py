@@ -1,4 +1,4 @@
-"""The life of one trial: fit ▸ τ ▸ step 2 ▸ attack ▸ certify ▸ save. It knows a Session, and nothing of Ray."""
+"""One trial: fit ▸ τ ▸ step 2 ▸ attack ▸ certify ▸ save. It knows a Session, and nothing of Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 
 from crmt.attacks import Ball, pgd
 from crmt.certificates import for_step2
-from crmt.certificates.estimate import gradient_constants
 from crmt.checkpoint import save_model
 from crmt.fit import FitSettings, fit
 from crmt.gradients import GradientConstants
@@ -22,13 +21,14 @@ from crmt.integration import optimise_integration
 from crmt.methods.base import Method
 from crmt.modality import Batch
 from crmt.model import ModelSpec, MultiModalModel, build_model
-from crmt.predictions import Predictions, predict
+from crmt.predictions import Predictions
 from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
-from pipelines.trials.certify import ClipStore, exact_arithmetic
-from pipelines.trials.measure import Measured, Measurement, Rows
+from pipelines.trials.certify import exact_arithmetic
+from pipelines.trials.evaluation import Evaluation, stage_of, write_rows
+from pipelines.trials.measure import Rows
 from pipelines.trials.sessions import Session
 
 
@@ -41,21 +41,12 @@ def run_trial(config: RunConfig, given: TrialInput, clips: Clips, session: Sessi
     return _Trial(config.resolved(), given, clips, session).run()
 
 
-def stage_of(method: Method | type[Method]) -> str:
-    """The stage that a finished model of a method is of."""
-    return "step2" if method.step2 else "step1"
-
-
 @dataclass
 class _Trial:
     config: RunConfig
     given: TrialInput
     clips: Clips
     session: Session
-
-    @property
-    def _results(self) -> ResultsStore:
-        return ResultsStore(self.given.run / "results")
 
     def run(self) -> dict[str, Any]:
         started = perf_counter()
@@ -65,20 +56,13 @@ class _Trial:
         spec = self._spec(method)
         model = build_model(spec, train.seed).to(self.session.place.device)
         report = self._fit(model, method)
-        self.session.progress("τ", 0.0)
-        constants = self._constants(model)
-        training = self._training_predictions(model)
-        stored = ClipStore(self._results, self.session.trial_id, self.session.place.rank)
-        measure = Measurement(self.config, self.clips, self.session.gather, self.session.progress, stored=stored)
+        evaluation = Evaluation.of(model, self.config, self.given, self.clips, self.session)
         changes: Rows = []
         if method.step2:
             balls = ("joint",) if "joint" in self.config.attack.balls else tuple(self.config.attack.balls)
-            step1 = measure(model, constants, training.mean_contributions(model.head), "step1", False, balls=balls)
-            self._store(step1, [], "step1")
-            changes = self._step2(model, training, constants, report)
-        stage = stage_of(method)
-        result = measure(model, constants, training.mean_contributions(model.head), stage, True)
-        self._store(result, changes, stage)
+            evaluation.measure("step1", False, balls=balls)
+            changes = self._step2(model, evaluation.training, evaluation.constants, report)
+        result = evaluation.measure(stage_of(method), True, more=changes)
         certificates = [c.name for c in self.config.certificates()]
         report |= {
             "epoch": train.epochs,
@@ -87,7 +71,7 @@ class _Trial:
             "seconds": perf_counter() - started,
             "finished": True,
         }
-        report |= self._save(model, spec, report, constants)
+        report |= self._save(model, spec, report, evaluation.constants)
         self.session.progress("finished", 1.0)
         self.session.report(report, None)
         return report
@@ -139,16 +123,16 @@ class _Trial:
             rows += [{"epoch": result.epoch, "name": k, "value": float(v)} for k, v in metrics.items()]
             self.session.progress("training", result.epoch / train.epochs)
             if validated:
-                self._write("epochs", rows)
+                write_rows(self.given, self.session, "epochs", rows)
                 report = {"epoch": result.epoch, **metrics}
                 self.session.report(report, result.state())
         return report
 
     def _epochs_until(self, epoch: int) -> list[dict[str, Any]]:
-        """The learning curve that an earlier life of this trial stored."""
+        """The learning curve that this trial stored before it was stopped, up to an epoch."""
         if not epoch:
             return []
-        stored = self._results.read("epochs", self.session.trial_id)
+        stored = ResultsStore(self.given.run / "results").read("epochs", self.session.trial_id)
         kept = stored[stored.epoch <= epoch][["epoch", "name", "value"]]
         return [{str(k): v for k, v in row.items()} for row in kept.to_dict("records")]
 
@@ -177,25 +161,6 @@ class _Trial:
             values["val_robust_accuracy"] = robust / max(attacked, 1)
         values["selected"] = values[f"val_{select.metric}"]
         return values
-
-    def _constants(self, model: MultiModalModel) -> GradientConstants:
-        train = self.config.train
-        mine = gradient_constants(model, self.clips.ordered("train", train.tau_samples, train.seed))
-        parts = [
-            GradientConstants(tau, pair, n)
-            for tau, pair, n in self.session.gather(
-                (mine.tau.cpu(), None if mine.pair is None else mine.pair.cpu(), mine.samples)
-            )
-        ]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total.merged(part)
-        return total
-
-    def _training_predictions(self, model: MultiModalModel) -> Predictions:
-        """Cached scores of the training split, all ranks together: what step 2 works on."""
-        mine = predict(model, self.clips.ordered("train"), missing=False)
-        return Predictions.concatenated(self.session.gather(mine))
 
     def _step2(
         self, model: MultiModalModel, training: Predictions, constants: GradientConstants, report: dict[str, Any]
@@ -245,18 +210,6 @@ class _Trial:
                 {"stage": stage, "split": "validation", "name": k, "value": v} for k, v in accuracies[stage].items()
             ]
         return [{"modality": None, "final": row["stage"] == "step2", **row} for row in rows]
-
-    def _store(self, measured: Measured, more: Rows, stage: str) -> None:
-        self._write("metrics", measured.metrics + more, stage)
-        self._write("curves", measured.curves, stage)
-        self._write("radii", measured.radii, stage)
-
-    def _write(self, table: str, rows: list[dict[str, Any]], stage: str | None = None) -> None:
-        if self.session.place.rank:
-            return
-        trial_id = self.session.trial_id
-        part = f"{trial_id}.{stage}" if stage else trial_id
-        self._results.write(table, part, [{"trial_id": trial_id, **row} for row in rows])
 
     def _save(
         self, model: MultiModalModel, spec: ModelSpec, report: dict[str, Any], constants: GradientConstants

@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from crmt.errors import CRMTError
-from pipelines import sweep, train
+from pipelines import evaluate, sweep, train
 from pipelines.infra.ray_errors import first_line
 from pipelines.runs.results import ResultsStore
 from tests.pipelines.small import PER_SPLIT, Small
@@ -50,6 +50,53 @@ def test_two_workers_have_the_loss_curve_of_one(small: Small, tmp_path: Path, me
     radii = ResultsStore(two / "results").read("radii")
     assert len(radii[radii.final]) == 3 * PER_SPLIT["test"]  # both ranks' halves
     assert (two / "report.html").exists() and (two / row.model / "model.json").exists()
+
+
+SMOOTHING = {"sigmas": {"video": 0.2, "audio": 0.2}, "n0": 4, "n": 8, "samples": 7}
+EXACT = {"certificates": ["estimate", "smoothing"], "smoothing": SMOOTHING, "audit_restarts": 1}
+
+
+def rows(run: Path, table: str) -> pd.DataFrame:
+    found = ResultsStore(run / "results").read(table)
+    keys = {"metrics": ["name", "modality", "certificate"], "curves": ["attack", "ball", "epsilon"]}
+    return found.sort_values(keys.get(table, ["certificate", "ball", "clip_id"]), ignore_index=True)
+
+
+def test_two_workers_evaluate_as_one_does(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a model that two workers could not have trained: its batches do not divide."""
+    trained = run(small, tmp_path / "trained", train={"epochs": 2, "batch_size": 9}, certify=EXACT)
+    model = str(trained / "models" / "train")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert evaluate.main([model, "--out", str(one)]) == 0
+    assert evaluate.main([model, "--out", str(two), "--workers", "2"]) == 0
+    for table in ("metrics", "curves", "radii"):
+        pd.testing.assert_frame_equal(rows(two, table), rows(one, table), rtol=0, atol=1e-6)
+    assert {"estimate", "smoothing"} == set(rows(two, "radii").certificate)
+    row = ResultsStore(two / "results").read("trials").iloc[0]
+    card = json.loads((trained / "models" / "train" / "model.json").read_text())
+    assert (row.status, row.workers, row.weights_sha256) == ("finished", 2, card["weights_sha256"])
+    assert (two / "report.html").exists()
+
+    before = ResultsStore(two / "results").read("smoothing")
+    assert len(before) == SMOOTHING["samples"]
+    (two / "report.html").unlink()
+    assert evaluate.main([model, "--resume", str(two), "--workers", "2"]) == 2
+    assert "leave the other options out" in capsys.readouterr().err
+    assert evaluate.main([model, "--resume", str(two)]) == 0
+    pd.testing.assert_frame_equal(rows(two, "radii"), rows(one, "radii"), rtol=0, atol=1e-6)
+    assert (two / "report.html").exists()
+
+
+def test_an_evaluation_on_a_cluster_goes_to_its_workers(small: Small, tmp_path: Path) -> None:
+    trained = run(small, tmp_path / "trained", train={"epochs": 1}, certify={"audit_samples": 0})
+    address = ray.get_runtime_context().gcs_address
+    out = tmp_path / "far"
+    assert evaluate.main([str(trained / "models" / "train"), "--out", str(out), "--address", address]) == 0
+    assert (out / "workers" / "evaluation").exists()  # Ray Train was there
+    pd.testing.assert_frame_equal(
+        rows(out, "curves").drop(columns="trial_id"),
+        rows(trained, "curves").query("final").drop(columns="trial_id").reset_index(drop=True),
+    )
 
 
 def test_a_batch_that_two_workers_cannot_share_is_refused_at_once(

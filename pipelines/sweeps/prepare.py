@@ -1,0 +1,126 @@
+"""Every run from settings to clips at hand: what is wrong is said before anything costs time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from crmt.errors import BadInputError
+from crmt.modality import Modality
+from crmt.model import ModelSpec
+from pipelines.clips.batches import modalities_of
+from pipelines.clips.cache import ClipCache
+from pipelines.clips.ingest import look_ahead
+from pipelines.clips.prepare import ClipSource, prepare
+from pipelines.config.run_config import RunConfig
+from pipelines.infra.cluster import start_ray
+from pipelines.runs.run_folder import TrialInput, check_free, open_run
+from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
+from pipelines.sweeps.search import check_search
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What is asked of a run beside its configuration."""
+
+    kind: str
+    """`sweep`, `train` or `evaluation`, in the run's card and in its folder's name."""
+    folder: Path | None = None
+    """Of a new run; None: runs/<dataset>-<kind>-<time>."""
+    resume: Path | None = None
+    """The folder of the run that goes on."""
+    address: str | None = None
+    """Of a Ray cluster; None: one on this machine, else Ray is started here."""
+    model: ModelSpec | None = None
+    """The saved model that is measured; None: models are trained."""
+    dry_run: bool = False
+    """Stop after the plan."""
+
+    @property
+    def tunes(self) -> bool:
+        """Whether there is a search, which shows its plan first."""
+        return self.kind == "sweep"
+
+    def remote(self, config: RunConfig) -> bool:
+        """Whether the work goes to workers of the cluster, and not into this very process."""
+        return config.sweep.workers > 1 or (self.model is not None and self.address is not None)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run with its folder open and its clips at hand."""
+
+    config: RunConfig
+    """With `sweep.gpus_per_worker` as a number."""
+    plan: Plan
+    source: ClipSource
+    given: TrialInput
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.given.run
+
+
+def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> PreparedRun | None:
+    """Settings ▸ lists ▸ Ray ▸ what the cluster has ▸ clips ▸ the run's folder; None after a dry run.
+
+    Nothing is started or decoded before settings, the output folder and lists are checked.
+
+    Args:
+        config: of the run; of one that goes on, its own.
+        request: the kind of run, and where it goes.
+        console: takes the plan and what is said about the clips.
+
+    Raises:
+        BadInputError: settings, lists, clips or a cluster that cannot be used.
+        CRMTError: too many clips failed, or no cluster answers.
+    """
+    check_settings(config, request.model)
+    if request.tunes:
+        check_search(config)
+    if request.resume is None:
+        check_free(request.folder)
+    index = look_ahead(config.data)
+    dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
+    config = with_gpus(config)
+    plan = plan_sweep(config)
+    if request.tunes:
+        plan.show(console)
+    if request.model is None or request.remote(config):  # what this process measures holds no CPUs of the cluster
+        plan.check()
+    if request.dry_run:
+        console.print("dry run: nothing was started")
+        return None
+    if request.tunes and dashboard:
+        console.print(f"Ray dashboard: {dashboard}")
+    prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
+    if request.tunes or request.remote(config):
+        plan = plan_sweep(config, prepared.source.mode)  # streaming takes CPUs that no trial may hold
+        plan.check()
+    modalities = _modalities(config, request.model, prepared.cache)
+    given = open_run(config, prepared, modalities, request.kind, folder=request.folder, resume=request.resume)
+    return PreparedRun(config, plan, prepared.source, given)
+
+
+def _modalities(config: RunConfig, model: ModelSpec | None, cache: ClipCache) -> Sequence[Modality]:
+    """What trials train on, or what the saved model takes: clips of its own classes and shapes alone.
+
+    Raises:
+        BadInputError: clips that the saved model cannot take.
+    """
+    if model is None:
+        return modalities_of(cache, config.data, list(config.model.encoders))
+    if model.classes != cache.classes:
+        raise BadInputError(
+            f"the model knows {len(model.classes)} classes ({', '.join(model.classes[:5])} …), the clips have "
+            f"{len(cache.classes)} ({', '.join(cache.classes[:5])} …): give the data set that it was trained on"
+        )
+    names = [m.name for m in model.modalities]
+    for own, clips in zip(model.modalities, modalities_of(cache, config.data, names), strict=True):
+        if own.shape != clips.shape:
+            raise BadInputError(f"the model takes {own.name} of shape {own.shape}, the clips give {clips.shape}")
+    return model.modalities

@@ -1,0 +1,76 @@
+"""A sweep from preflight to report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import optuna
+from rich.console import Console
+
+from crmt.errors import CRMTError
+from pipelines.config.run_config import RunConfig
+from pipelines.infra.entry import INTERRUPTED
+from pipelines.reporting.build import build_report
+from pipelines.reporting.summary import print_summary
+from pipelines.runs.live import LiveTable
+from pipelines.runs.results import ResultsStore
+from pipelines.sweeps.loggers import only_these_loggers
+from pipelines.sweeps.prepare import RunRequest, prepare_run
+from pipelines.sweeps.tuner import tuner_of
+
+
+def run_sweep(
+    config: RunConfig, folder: Path | None, resume: Path | None, dry_run: bool = False, address: str | None = None
+) -> int:
+    """A sweep from preflight to report; returns the exit code: 0 if a trial finished, 130 if it was stopped.
+
+    Args:
+        config: the sweep's; of one that goes on, its own.
+        folder: of a new run; None: runs/<dataset>-sweep-<time>.
+        resume: the folder of the sweep that goes on.
+        dry_run: show what would run and what it needs, and stop.
+        address: of a Ray cluster; None: one on this machine, else Ray is started here.
+
+    Raises:
+        BadInputError: settings or clips that cannot be used.
+        CRMTError: no trial finished.
+    """
+    console = Console()
+    _quieten()
+    prepared = prepare_run(config, RunRequest("sweep", folder, resume, address, dry_run=dry_run), console)
+    if prepared is None:
+        return 0
+    tuner = tuner_of(prepared, resume=resume is not None)
+    console.print(f"results: {prepared.folder}", markup=False, soft_wrap=True)
+    with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(prepared.config):
+        tuner.fit()
+    return _finish(prepared.folder, prepared.plan.trials, console)
+
+
+def _quieten() -> None:
+    """Let the live table speak alone."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is in its row, without a traceback
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", message="The reported value is ignored")  # a resumed trial repeats an epoch
+
+
+def _finish(run: Path, planned: int, console: Console) -> int:
+    """Report and summary of what there is; 0 if a trial finished, 1 if none did, 130 if it was stopped."""
+    trials = ResultsStore(run / "results").read("trials")
+    report = build_report(run)
+    print_summary(run, console)
+    ended = int((trials.status != "running").sum())
+    if ended < planned:
+        console.print(
+            f"stopped after {ended} of {planned} trials; go on with: python pipelines/sweep.py --resume {run}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return INTERRUPTED
+    if not (trials.status == "finished").any():
+        raise CRMTError(f"no trial finished; the errors are in the table above and in {report}")
+    return 0
