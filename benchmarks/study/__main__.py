@@ -29,21 +29,21 @@ from pathlib import Path
 import optuna
 
 from benchmarks.study.cost import cores, seconds_a_trial
-from benchmarks.study.data import ended, read_study, sweeps_of
+from benchmarks.study.data import has_ended, read_study, sweeps_of
 from benchmarks.study.plan import (
     Options,
     Phase,
     Point,
     Tried,
-    choice,
+    chosen_points,
     configuration,
-    joining,
     missing_encoders,
     phases_of,
     points_in,
     points_of,
+    points_of_new_methods,
     search_points,
-    searched,
+    search_results,
     study_methods,
 )
 from benchmarks.study.report import build
@@ -63,13 +63,13 @@ def run(options: Options, folder: Path, results: Path) -> int:
     phases = phases_of(options)
     for place, phase in enumerate(phases, 1):
         print(f"\n=== {phase.name} ({place} of {len(phases)}): {phase.question}", flush=True)
-        code = run_phase(phase, options, folder, choice(tried.get(phase.needs or "", [])))
+        code = run_phase(phase, options, folder, chosen_points(tried.get(phase.needs or "", [])))
         if code:
             print(f"the study goes on with: python -m benchmarks.study --resume {folder}", file=sys.stderr)
             return code
         if phase.search:
             for where in sweeps_of(folder, phase):
-                found = searched(ResultsStore(where / "results").read("trials"), points_in(read_card(where)[1]))
+                found = search_results(ResultsStore(where / "results").read("trials"), points_in(read_card(where)[1]))
                 tried[phase.search] = tried.get(phase.search, []) + found
     print("\n" + build(read_study(folder), results))
     print(f"written: {results / 'study.md'}")
@@ -82,10 +82,10 @@ def run_phase(phase: Phase, options: Options, folder: Path, chosen: dict[str, Po
     for where in sweeps:
         config = read_card(where)[1]
         planned += points_in(config)
-        over = ended(ResultsStore(where / "results"), points_in(config))
+        over = has_ended(ResultsStore(where / "results"), points_in(config))
         if not over and (code := run_sweep(config, None, where, False, None)):
             return code
-    points = joining(points_of(phase, options, chosen), planned)
+    points = points_of_new_methods(points_of(phase, options, chosen), planned)
     if not points and not sweeps:
         raise CRMTError(f"phase {phase.name!r} has nothing to run: no trial of {phase.needs!r} finished")
     if not points:
@@ -106,7 +106,7 @@ def check(options: Options) -> None:
     for phase in phases_of(options):
         if missing := missing_encoders(phase):
             raise BadInputError(f"phase {phase.name!r} needs the encoder {missing[0]!r}: leave it out with --phases")
-        chosen = {m: search_points(phase, m)[0] for m in phase.of(options)}
+        chosen = {m: search_points(phase, m)[0] for m in phase.methods_of(options)}
         check_settings(configuration(phase, options, points_of(phase, options, chosen)))
 
 
@@ -114,7 +114,7 @@ def plan_text(options: Options) -> str:
     """Phases, trials and a rough time."""
     lines, total = [], 0.0
     for phase in phases_of(options):
-        chosen = {m: search_points(phase, m)[0] for m in phase.of(options)}
+        chosen = {m: search_points(phase, m)[0] for m in phase.methods_of(options)}
         points = points_of(phase, options, chosen)
         each = {method: seconds_a_trial(phase, method, options) for method in chosen}
         seconds = sum(each[point["train.method"]] for point in points) / cores()

@@ -17,13 +17,13 @@ from benchmarks.study.plan import (
     Phase,
     Point,
     Tried,
-    choice,
-    joining,
+    chosen_points,
     matches,
     phases_of,
     points_in,
     points_of,
-    searched,
+    points_of_new_methods,
+    search_results,
 )
 from crmt.certificates.smoothing_audit import violations_allowed
 from crmt.methods import method_class, method_names
@@ -32,9 +32,9 @@ from pipelines.runs.run_folder import CARD, read_card
 
 SHARES = {"clean_accuracy": "clean", "unimodal_accuracy": "unimodal", "missing_accuracy": "missing"}
 PLAIN = ("indicator_ratio", "train_mean_radius")
-OF_RADII = ("mean_radius", "median_radius")
+RADIUS_METRICS = ("mean_radius", "median_radius")
 CERTIFIED_AT = (0.25, 0.5, 0.75, 1.0)
-SOUND = ("lipschitz", "smoothing")
+PROVEN = ("lipschitz", "smoothing")
 """The certificates; `estimate` is none."""
 FEWER = "†"
 """Marks what rests on fewer seeds than planned."""
@@ -70,7 +70,7 @@ class PhaseRun:
 
     def read(self, table: str) -> pd.DataFrame:
         """The rows of all its sweeps, each trial's name with its sweep's before it."""
-        return joined([_named(store.read(table), sweep) for sweep, store in self.stores.items()])
+        return concatenated([_named(store.read(table), sweep) for sweep, store in self.stores.items()])
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def read_study(folder: Path) -> Study:
         run = _read_phase(folder, phase, options, chosen)
         runs[phase.name] = run
         if phase.search and run.cards:
-            tried[phase.search] = tried.get(phase.search, []) + searched(run.read("trials"), run.planned)
-            chosen[phase.search] = choice(tried[phase.search])
+            tried[phase.search] = tried.get(phase.search, []) + search_results(run.read("trials"), run.planned)
+            chosen[phase.search] = chosen_points(tried[phase.search])
     measured = [r for r in runs.values() if not r.phase.search and len(r.trials)]
     radii = [r for r in map(_radii, measured) if len(r)]
     all_radii = pd.concat(radii, ignore_index=True) if radii else _empty(_RADII)
@@ -170,23 +170,23 @@ def _read_phase(folder: Path, phase: Phase, options: Options, chosen: dict[str, 
         points = points_in(config)
         stores[where.name] = ResultsStore(where / "results")
         table = _named(stores[where.name].read("trials"), where.name)
-        done = with_status(table, points, "finished").assign(sweep=where.name)
-        failed = with_status(table, points, "failed")
+        done = one_trial_a_point(table, points, "finished").assign(sweep=where.name)
+        failed = one_trial_a_point(table, points, "failed")
         if len(failed) and len(done):
             failed = failed[~failed.point.isin(done.point)]
         failures += [Failure(points[t.point], str(t.error)) for t in failed.itertuples()]
         planned += points
         trials.append(done)
     known = chosen.get(phase.needs, {}) if phase.needs else {}
-    planned += joining(points_of(phase, options, known), planned)
-    return PhaseRun(phase, planned, joined(trials), cards, stores, tuple(failures))
+    planned += points_of_new_methods(points_of(phase, options, known), planned)
+    return PhaseRun(phase, planned, concatenated(trials), cards, stores, tuple(failures))
 
 
 def _named(table: pd.DataFrame, sweep: str) -> pd.DataFrame:
     return table.assign(trial_id=[f"{sweep}/{t}" for t in table.trial_id]) if len(table) else table
 
 
-def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def concatenated(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """The rows of all; of empty ones the columns alone, where there are any."""
     parts = [t for t in tables if len(t)] or tables[:1]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -198,7 +198,7 @@ def sweeps_of(folder: Path, phase: Phase) -> list[Path]:
     return list(itertools.takewhile(lambda where: (where / CARD).exists(), (folder / name for name in names)))
 
 
-def with_status(trials: pd.DataFrame, points: list[Point], status: str) -> pd.DataFrame:
+def one_trial_a_point(trials: pd.DataFrame, points: list[Point], status: str) -> pd.DataFrame:
     """One trial a point: a killed sweep may have tried one twice."""
     rows = []
     for row in trials[trials.status == status].to_dict("records"):
@@ -209,7 +209,7 @@ def with_status(trials: pd.DataFrame, points: list[Point], status: str) -> pd.Da
     return pd.DataFrame(rows).drop_duplicates("point") if rows else pd.DataFrame()
 
 
-def ended(store: ResultsStore, points: list[Point]) -> bool:
+def has_ended(store: ResultsStore, points: list[Point]) -> bool:
     """Whether every point has a trial that finished or failed.
 
     A phase that has ended is not gone on with: `--resume` tries its failed trials no more, and the report names them.
@@ -253,7 +253,7 @@ def _metrics(table: pd.DataFrame) -> pd.DataFrame:
         if name in SHARES:
             number = SHARES[name] + (f":{row.modality}" if ball != "joint" else "")
             value *= 100
-        elif name in OF_RADII:
+        elif name in RADIUS_METRICS:
             number = f"{name}:{certificate}:{ball}"
         elif name == "audit_violations":
             number = f"violations:{certificate}:{ball}"
@@ -310,7 +310,7 @@ def _certified(radii: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["phase", "trial_id", "method", "seed", "stage", "final", "certificate", "ball"]
     rows = []
-    for key, radius in radii[(radii.phase != "rho") & radii.certificate.isin(SOUND)].groupby(keys).radius:
+    for key, radius in radii[(radii.phase != "rho") & radii.certificate.isin(PROVEN)].groupby(keys).radius:
         named = dict(zip(keys, key, strict=True))
         certificate, ball = named.pop("certificate"), named.pop("ball")
         for epsilon in CERTIFIED_AT:
@@ -348,7 +348,7 @@ def smoothing_audits(study: Study) -> pd.DataFrame:
     return found.assign(allowed=[violations_allowed(int(n), certify["smoothing"]["alpha"]) for n in found.clips])
 
 
-def summary(study: Study, phase: str, numbers: list[str], stage: str = "final") -> pd.DataFrame:
+def means_and_deviations(study: Study, phase: str, numbers: list[str], stage: str = "final") -> pd.DataFrame:
     """Methods down; `(number, mean|deviation|seeds)` across. The deviation is over seeds; NaN with one."""
     rows = {}
     for method in study.methods(phase):
@@ -376,7 +376,7 @@ class Difference:
     seeds: int
 
     @property
-    def counts(self) -> bool:
+    def beyond_two_deviations(self) -> bool:
         """Beyond two deviations of the difference (with three seeds a two-sided t-test at about 7 %)."""
         return self.seeds > 1 and abs(self.mean) > 2 * self.deviation
 

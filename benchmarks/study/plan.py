@@ -141,7 +141,7 @@ class Phase:
     values: dict[str, Any]
     """Configuration fields, on top of avdigits' own."""
 
-    def of(self, options: Options) -> tuple[str, ...]:
+    def methods_of(self, options: Options) -> tuple[str, ...]:
         """The methods of a study's phase."""
         if self.methods:
             return tuple(m for m in self.methods if m in options.methods)
@@ -278,7 +278,7 @@ def phases_of(options: Options) -> list[Phase]:
         needs = BY_NAME[name].needs
         if needs and needs not in asked:
             raise BadInputError(f"phase {name!r} needs the choice made in {needs!r}: add it to --phases")
-    return [p for p in PHASES if p.name in asked and p.of(options)]
+    return [p for p in PHASES if p.name in asked and p.methods_of(options)]
 
 
 def search_points(phase: Phase, method: str) -> list[Point]:
@@ -308,7 +308,7 @@ def points_of(phase: Phase, options: Options, chosen: dict[str, Point]) -> list[
         chosen: method to the point that its search chose; not used by a first search.
     """
     found: list[Point] = []
-    for method in phase.of(options):
+    for method in phase.methods_of(options):
         if phase.needs is None:
             found += [{**point, "train.seed": options.seeds[0]} for point in search_points(phase, method)]
         elif method in chosen and phase.search:
@@ -382,7 +382,7 @@ class Tried:
     seconds: float
 
 
-def searched(trials: pd.DataFrame, points: list[Point]) -> list[Tried]:
+def search_results(trials: pd.DataFrame, points: list[Point]) -> list[Tried]:
     """What each point of a search reached, from the `trials` table alone: numbers of the test split decide nothing.
 
     Raises:
@@ -401,7 +401,7 @@ def searched(trials: pd.DataFrame, points: list[Point]) -> list[Tried]:
     return found
 
 
-def choice(found: Sequence[Tried]) -> dict[str, Point]:
+def chosen_points(found: Sequence[Tried]) -> dict[str, Point]:
     """Each method's best point on the validation split, without its seed; of equal ones the first."""
     best: dict[str, Tried] = {}
     for tried in found:
@@ -419,7 +419,7 @@ def points_in(config: RunConfig) -> list[Point]:
     return config.start_points()
 
 
-def joining(points: list[Point], planned: list[Point]) -> list[Point]:
+def points_of_new_methods(points: list[Point], planned: list[Point]) -> list[Point]:
     """Of a phase's points those of methods that none of its sweeps has, each with the fields that these points use."""
     known = {point["train.method"] for point in planned}
     new = [point for point in points if point["train.method"] not in known]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.study.answers import DIFFERENCE_RULE, answers, listed
 from benchmarks.study.data import FEWER, Study, title
 from benchmarks.study.figures import Picture, draw_all
 from benchmarks.study.plan import BY_NAME, TRIALS, WIDER_TRIALS
-from benchmarks.study.setup import apart, epochs_text, setup_table
+from benchmarks.study.setup import epochs_text, setup_differences, setup_table
 from benchmarks.study.tables import FOOTNOTE, all_tables, settings_text
-from benchmarks.study.words import BEYOND, answers, listed
 
 SPACE = "ℓ2 distances in video pixels in [0, 1] and standardised log-mel"
 
@@ -31,7 +31,7 @@ def build(study: Study, results: Path | None) -> str:
     parts = [_head(study), _missing(study)]
     if found := answers(study):
         footnote = f" {FOOTNOTE}" if any(FEWER in line for _, lines in found for line in lines) else ""
-        parts.append(f"## Answers\n\nMade by rule from the numbers below. {BEYOND}{footnote}")
+        parts.append(f"## Answers\n\nMade by rule from the numbers below. {DIFFERENCE_RULE}{footnote}")
         parts += [f"### {question}\n\n" + "\n".join(f"- {line}" for line in lines) for question, lines in found]
     if tables:
         parts += ["## Tables\n\nMean ± deviation over seeds.", *(table.markdown().rstrip() for table in tables)]
@@ -86,14 +86,14 @@ def _missing(study: Study) -> str:
 def _unchosen(study: Study, phase: str) -> list[str]:
     run = study.runs[phase]
     chosen = study.chosen.get(str(run.phase.needs), {})
-    return [title(m) for m in run.phase.of(study.options) if m not in chosen]
+    return [title(m) for m in run.phase.methods_of(study.options) if m not in chosen]
 
 
 def _how(study: Study) -> str:
     parts = ["## How it was measured"]
     if table := setup_table(study):
         parts += ["How each phase trained, from its run card:", table]
-    return "\n\n".join([*parts, "".join(f"- {sentence}\n" for sentence in apart(study)) + _rules()])
+    return "\n\n".join([*parts, "".join(f"- {sentence}\n" for sentence in setup_differences(study)) + _rules()])
 
 
 def _rules() -> str:
