@@ -6,6 +6,7 @@ python -m benchmarks.study --resume DIR       go on after Ctrl-C, a crash or a r
 python -m benchmarks.study --resume DIR --also my_method
                                               search, train and measure one more method as the others were
 python -m benchmarks.study report DIR         print answers and tables of any study folder, also of an unfinished one
+python -m benchmarks.study summary            make the summary of benchmarks/results/study.md anew from its CSV files
 
 A study folder holds one run folder a phase (search, search_wider, final, lipschitz_search, lipschitz_search_wider,
 lipschitz, smoothing, rho, curves; final-2 and so on for methods that joined later). At its end the report goes to
@@ -47,6 +48,7 @@ from benchmarks.study.plan import (
     study_methods,
 )
 from benchmarks.study.report import build
+from benchmarks.study.summary import read_raw_tables, summarise, with_summary
 from crmt.errors import BadInputError, CRMTError
 from pipelines.command import run_command
 from pipelines.runs.results import ResultsStore
@@ -58,7 +60,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def run(options: Options, folder: Path, results: Path) -> int:
-    """Run what is left of a study, then report; returns the exit code."""
+    """Run the phases of a study that are not finished, then write its report; returns the exit code."""
     tried: dict[str, list[Tried]] = {}
     phases = phases_of(options)
     for place, phase in enumerate(phases, 1):
@@ -77,7 +79,7 @@ def run(options: Options, folder: Path, results: Path) -> int:
 
 
 def run_phase(phase: Phase, options: Options, folder: Path, chosen: dict[str, Point]) -> int:
-    """One phase: gone on with where it had begun, then run for the methods that it has not; returns the exit code."""
+    """Go on with the sweeps of a phase that began, then run it for methods that joined later; returns the exit code."""
     sweeps, planned = sweeps_of(folder, phase), []
     for where in sweeps:
         config = read_card(where)[1]
@@ -111,7 +113,7 @@ def check(options: Options) -> None:
 
 
 def plan_text(options: Options) -> str:
-    """Phases, trials and a rough time."""
+    """One line a phase: its trials, a rough time, and the question that it answers."""
     lines, total = [], 0.0
     for phase in phases_of(options):
         chosen = {m: search_points(phase, m)[0] for m in phase.methods_of(options)}
@@ -122,6 +124,22 @@ def plan_text(options: Options) -> str:
         lines.append(f"{phase.name:<23}{len(points):>4} trials {seconds / 60:>5.0f} min  {phase.question}")
     lines.append(f"{'in all':<23}{'':>11} {total / 60:>5.0f} min  on {cores()} cores, one trial on each")
     return "\n".join(lines)
+
+
+def remake_summary(results: Path) -> None:
+    """Write the summary of a published report anew, from the CSV files beside it, and print it.
+
+    Args:
+        results: the folder with study.md and study/*.csv.
+
+    Raises:
+        BadInputError: no such report there, or one without the tables that the summary needs.
+    """
+    page, tables = results / "study.md", read_raw_tables(results / "study")
+    if not page.exists():
+        raise BadInputError(f"{page} is not there: make it with python -m benchmarks.study report DIR --results DIR")
+    page.write_text(with_summary(page.read_text(), tables))
+    print(summarise(tables))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -145,11 +163,11 @@ def _positive(text: str) -> int:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Of the command."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="study.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("action", nargs="?", choices=("run", "report"), default="run")
+    parser.add_argument("action", nargs="?", choices=("run", "report", "summary"), default="run")
     parser.add_argument("study", nargs="?", type=Path, metavar="DIR", help="report: the study's folder")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the study's folder; default runs/study-<time>")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a study; it keeps its own options")
@@ -162,9 +180,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=_positive, help="test clips that are attacked; default 64")
     parser.add_argument("--audited", type=_positive, help="test clips whose estimated radius is audited; default 20")
     parser.add_argument("--sound-audited", type=_positive, help="the same for Lipschitz radii; default 40, all: 597")
-    parser.add_argument("--limit", type=_positive, help="use so many clips of each split; default: all")
+    parser.add_argument("--limit", type=_positive, help="use this many clips of each split; default: all")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="where the report goes (see above); `report` writes only with it"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="where the report goes (see above); `report` writes only with it; `summary`: the folder of study.md",
     )
     return parser
 
@@ -195,6 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.study is None:
                 raise BadInputError("report needs the study's folder: python -m benchmarks.study report DIR")
             print(build(read_study(given.study), given.results))
+            return 0
+        if given.action == "summary":
+            remake_summary(given.results or RESULTS)
             return 0
         if given.study is not None:
             raise BadInputError(f"give the folder of a new study as --out {given.study}, of an old one as --resume")

@@ -6,7 +6,7 @@ import statistics
 
 from benchmarks.study.data import Difference, Study, audits, difference, smoothing_audits, title
 from benchmarks.study.setup import training_advantage
-from benchmarks.study.tables import CONTRAST_NUMBERS, MODALITIES, STEP_NUMBERS, rate, signed
+from benchmarks.study.tables import CONTRAST_NUMBERS, MODALITIES, STEP_NUMBERS, listed, rate, signed
 
 FLOOR = {"0.5": 81.0, "1": 61.0}
 """The prototype's certified accuracy, %."""
@@ -16,11 +16,6 @@ DIFFERENCE_RULE = (
     "A difference is called one when it is beyond two deviations of itself, taken seed by seed; with three seeds that "
     "is a two-sided t-test at about 7 %, and many differences are looked at: single ones just beyond it prove little."
 )
-
-
-def listed(words: list[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def difference_text(study: Study, found: Difference, digits: int = 1, unit: str = " points") -> str:
@@ -171,7 +166,7 @@ def audit_results(study: Study) -> list[str]:
             worst = (worst.violated / worst.audited).sort_values(ascending=False)
             text += f"; of {title(str(worst.index[0]))}'s in {100 * worst.iloc[0]:.1f} %, the most of any method"
         if violated and certificate == "lipschitz":
-            text += ". **A sound certificate must have none: this is a bug**"
+            text += ". **A proven radius must have none: this is a bug**"
         if violated and certificate == "smoothing":
             text += _smoothing_violations(study)
         if not violated and certificate == "estimate":
@@ -236,7 +231,7 @@ def answers(study: Study) -> list[tuple[str, list[str]]]:
         ("Does CRMT help, where, and by how much?", crmt_against_baselines(study)),
         ("Where does a gain come from?", controls(study)),
         ("What does step 2 change?", effect_of_step2(study)),
-        ("Does it help where the certificate is sound?", certified_accuracy(study)),
+        ("Does it help where the radius is proven?", certified_accuracy(study)),
         ("How often do radii break under attack?", audit_results(study)),
         ("How strong are the attacks?", attack_strength(study)),
         ("What does it cost?", training_cost(study)),

@@ -45,6 +45,11 @@ class Table:
         return f"### {self.heading}\n\n{self.note}\n\n" + "\n".join(lines) + "\n"
 
 
+def listed(words: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def cell(mean: float | None, deviation: float | None, digits: int = 1) -> str:
     """`mean ± deviation`; without a deviation where one seed ran."""
     if mean is None or math.isnan(mean):

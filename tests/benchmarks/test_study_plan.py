@@ -73,13 +73,13 @@ def test_every_method_gets_the_same_number_of_search_trials(name: str) -> None:
 
 def test_adversarial_methods_share_their_grid_of_budgets() -> None:
     points = planned(BY_NAME["search"], ALL)
-    adversarial = [m for m in BY_NAME["search"].of(ALL) if "epsilon" in method_class(m).parameters()]
+    adversarial = [m for m in BY_NAME["search"].methods_of(ALL) if "epsilon" in method_class(m).parameters()]
     grids = [{p["train.epsilon"] for p in points if p["train.method"] == m} for m in adversarial]
     assert len(adversarial) >= 2 and all(grid == grids[0] for grid in grids)
 
 
 def test_all_methods_take_part_and_a_new_one_joins_by_itself() -> None:
-    assert set(BY_NAME["search"].of(ALL)) == set(method_names()) - set(LIPSCHITZ_ONLY)
+    assert set(BY_NAME["search"].methods_of(ALL)) == set(method_names()) - set(LIPSCHITZ_ONLY)
     joined = search_points(BY_NAME["search"], "brand_new")
     assert len(joined) == TRIALS and all(set(p) == {"train.method", "train.lr"} for p in joined)
 

@@ -38,7 +38,7 @@ from tests.benchmarks.test_study_plan import (
 
 PAIR = Options(("jt", "crmt_jt"))
 WHOLE = Options(tuple(method_names()))
-BOUND = "Does it help where the certificate is sound?"
+BOUND = "Does it help where the radius is proven?"
 BROKEN = "How often do radii break under attack?"
 
 
