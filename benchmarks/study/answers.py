@@ -1,4 +1,4 @@
-"""The study's answers, every sentence made by rule from the numbers."""
+"""The study's answers: sentences made from its numbers by fixed rules, so that none can drift from the tables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from benchmarks.study.setup import training_advantage
 from benchmarks.study.tables import CONTRAST_NUMBERS, MODALITIES, STEP_NUMBERS, listed, rate, signed
 
 FLOOR = {"0.5": 81.0, "1": 61.0}
-"""The prototype's certified accuracy, %."""
+"""Certified accuracy, %, of the project's prototype, by joint radius."""
 COSTLY = 1.5
-"""How much longer than JT a method may train without being named."""
+"""A method that takes this many times as long to train as JT is named."""
 DIFFERENCE_RULE = (
     "A difference is called one when it is beyond two deviations of itself, taken seed by seed; with three seeds that "
     "is a two-sided t-test at about 7 %, and many differences are looked at: single ones just beyond it prove little."
@@ -19,7 +19,14 @@ DIFFERENCE_RULE = (
 
 
 def difference_text(study: Study, found: Difference, digits: int = 1, unit: str = " points") -> str:
-    """`+4.5 ± 0.6 points`, or that it is none."""
+    """A difference in words: `+4.5 ± 0.6 points`, or that it is within two deviations.
+
+    Args:
+        study: says how many seeds were planned.
+        found: the difference.
+        digits: after the decimal point.
+        unit: follows the number.
+    """
     text = signed(found.mean, found.deviation, digits) + study.mark(found.seeds) + unit
     if found.seeds < 2:
         return f"{text} (one seed)"
@@ -27,7 +34,17 @@ def difference_text(study: Study, found: Difference, digits: int = 1, unit: str 
 
 
 def comparison_sentence(study: Study, phase: str, ours: str, theirs: str, numbers: dict[str, str]) -> str | None:
-    """One sentence on all numbers: where one method is higher, where lower, where neither can be said."""
+    """One sentence on two methods: where the first is higher, where lower, and where neither can be said.
+
+    Args:
+        study: what has run so far.
+        phase: the phase whose models are compared.
+        ours: the first method.
+        theirs: the second method.
+        numbers: number to its name in the sentence.
+
+    Returns: None where the two share no number.
+    """
     higher, lower, neither, single = [], [], [], []
     for number, name in numbers.items():
         found = difference(study.values(phase, ours, number), study.values(phase, theirs, number))
@@ -47,7 +64,10 @@ def comparison_sentence(study: Study, phase: str, ours: str, theirs: str, number
 
 
 def highest_mean(study: Study, phase: str, number: str) -> tuple[str, float, str] | None:
-    """The method with the highest mean, that mean, and a mark where it rests on fewer seeds than planned."""
+    """The method with the highest mean of a number.
+
+    Returns: the method, its mean, and a mark where it rests on fewer seeds than planned; None without a value.
+    """
     found = {m: v for m in study.methods(phase) if len(v := study.values(phase, m, number))}
     if not found:
         return None
@@ -56,7 +76,7 @@ def highest_mean(study: Study, phase: str, number: str) -> tuple[str, float, str
 
 
 def crmt_against_baselines(study: Study) -> list[str]:
-    """CRMT against the method that it extends, and who is in front."""
+    """Each variant of CRMT against the method that it extends, and the best method for each number."""
     pairs = (("crmt_jt", "jt"), ("crmt_mix", "mixup"), ("crmt_at", "mmat"), ("crmt_gradient", "crmt_jt"))
     lines = [c for ours, theirs in pairs if (c := comparison_sentence(study, "final", ours, theirs, CONTRAST_NUMBERS))]
     ratios = difference(*(study.values("final", m, "indicator_ratio:estimate") for m in ("crmt_jt", "jt")))
@@ -76,7 +96,7 @@ def crmt_against_baselines(study: Study) -> list[str]:
 
 
 def controls(study: Study) -> list[str]:
-    """The controls."""
+    """CRMT against control methods that have only one of its parts."""
     pairs = (
         ("jt_log_term", "jt"), ("crmt_step1", "jt_log_term"), ("ojt", "jt"), ("ojt_unimodal_ce", "ojt"),
         ("crmt_step1", "ojt_unimodal_ce"),
@@ -85,7 +105,7 @@ def controls(study: Study) -> list[str]:
 
 
 def effect_of_step2(study: Study) -> list[str]:
-    """Within each model, after against before."""
+    """Each model after step 2 against the same model before it."""
     lines = []
     for method in study.methods("final"):
         parts = []
@@ -100,7 +120,7 @@ def effect_of_step2(study: Study) -> list[str]:
 
 
 def certified_accuracy(study: Study) -> list[str]:
-    """Certified accuracy: CRMT against the rest, the floor, and what adversarial training has under attack."""
+    """Certified accuracy of CRMT against other methods, the prototype, and adversarial training under attack."""
     lines = []
     numbers = {f"certified:lipschitz:joint:{e}": f"certified joint {e}" for e in ("0.5", "1")}
     numbers |= {f"certified:lipschitz:{m}:0.5": f"certified {m} 0.5" for m in MODALITIES} | {"clean": "clean"}
@@ -146,7 +166,7 @@ def _against_reference_points(study: Study) -> list[str]:
 
 
 def audit_results(study: Study) -> list[str]:
-    """Audits of each certificate."""
+    """How often attacks broke the radii of each certificate."""
     lines = []
     for phase, certificate, name in (
         ("final", "estimate", "The estimated radius"),
@@ -190,7 +210,7 @@ def _smoothing_violations(study: Study) -> str:
 
 
 def attack_strength(study: Study) -> list[str]:
-    """`auto` against PGD: how much weaker attacks flatter."""
+    """`auto` against PGD: by how much the weaker attack overstates robustness."""
     gaps = {}
     for method in study.methods("final"):
         for e in ("0.5", "1"):
@@ -210,7 +230,11 @@ def attack_strength(study: Study) -> list[str]:
 
 
 def training_cost(study: Study) -> list[str]:
-    """Within the search epochs are equal, seconds are not; the median, since other work on the machine slows some."""
+    """Training time against JT's.
+
+    From the search, where all methods train for the same epochs. The median, since other work on the machine slows
+    some trials.
+    """
     seconds: dict[str, list[float]] = {}
     for tried in study.tried.get("search", []):
         if tried.value is not None:
@@ -226,7 +250,7 @@ def training_cost(study: Study) -> list[str]:
 
 
 def answers(study: Study) -> list[tuple[str, list[str]]]:
-    """Question to sentences; a question without a number yet is left out."""
+    """Each question with its sentences; a question that no number answers yet is left out."""
     found = [
         ("Does CRMT help, where, and by how much?", crmt_against_baselines(study)),
         ("Where does a gain come from?", controls(study)),

@@ -1,4 +1,4 @@
-"""How each phase of a study trained, read from its run card, and where phases differ: so the report cannot drift."""
+"""How each phase of a study trained, and where phases differ. Read from the run cards, so that it stays true."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECTIONS = ("train", "model", "augment")
 
 
 def setup_of(config: dict[str, Any]) -> dict[str, str]:
-    """What all trials of a run have in common, one text for each of `COLUMNS`."""
+    """The settings that all trials of a run share: each of `COLUMNS` to its text."""
     train, model, augment = config["train"], config["model"], config["data"]["augment"]
     momentum = f", momentum {train['momentum']:g}" if train["optimizer"] == "sgd" else ""
     texts = (
@@ -28,7 +28,7 @@ def setup_of(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _switched_on(augment: dict[str, Any]) -> dict[str, Any]:
-    """What of the augmentation is on; `ratio` belongs to `scale`."""
+    """The augmentations that are on. `ratio` has an effect only with `scale`."""
     return {name: value for name, value in augment.items() if value and (name != "ratio" or augment.get("scale"))}
 
 
@@ -48,7 +48,7 @@ def _setting_text(name: str, value: Any) -> str:
 
 
 def setup_table(study: Study) -> str:
-    """One row a phase that has begun, as Markdown; empty without one."""
+    """A Markdown table with a row for each phase that has begun; empty before the first."""
     rows = [(name, setup_of(run.card["config"])) for name, run in study.runs.items() if run.card is not None]
     if not rows:
         return ""
@@ -91,7 +91,7 @@ def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def setup_differences(study: Study) -> list[str]:
-    """A sentence on the phases that trained otherwise than the first one, those that did alike together."""
+    """For each group of phases that trained otherwise than the first phase, one sentence on how."""
     configs = {name: run.card["config"] for name, run in study.runs.items() if run.card is not None}
     if not configs:
         return []
@@ -108,7 +108,7 @@ def setup_differences(study: Study) -> list[str]:
 
 
 def epochs_text(study: Study) -> str:
-    """`20 epochs each`, or which phases had how many; empty before the first phase."""
+    """`20 epochs each`, or how many epochs which phases had; empty before the first phase."""
     found: dict[int, list[str]] = {}
     for name, run in study.runs.items():
         if run.card is not None:
@@ -119,7 +119,7 @@ def epochs_text(study: Study) -> str:
 
 
 def training_advantage(study: Study, phase: str, other: str) -> str:
-    """`trained longer, 32 epochs against 20, with augmentation`: what a phase's models had that another's had not."""
+    """What a phase's training had that another's had not: `trained longer, 32 epochs against 20, with augmentation`."""
     cards = [study.runs[name].card if name in study.runs else None for name in (phase, other)]
     if cards[0] is None or cards[1] is None:
         return ""

@@ -1,4 +1,4 @@
-"""The study's tables: what stands in them, as Markdown and as rows for CSV."""
+"""The study's tables, each as Markdown for the report and as rows for a CSV file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MODALITIES = ("video", "audio")
 NO_VALUE = "–"
 FOOTNOTE = f"{FEWER} rests on fewer seeds than planned."
 LONGEST_NUMBER = 40
-"""Longer cells are text, and stand on the left."""
+"""A column with a longer cell is text, and is aligned on the left."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: Markdown for people, rows for machines."""
+    """One table of the report."""
 
     name: str
-    """Of its CSV file."""
+    """The name of its CSV file, without the ending."""
     heading: str
     note: str
     columns: list[str]
@@ -32,6 +32,7 @@ class Table:
     raw: pd.DataFrame
 
     def markdown(self) -> str:
+        """Heading, note and table."""
         if not self.rows:
             return f"### {self.heading}\n\nNothing yet.\n"
         numeric = [all(len(row[i]) < LONGEST_NUMBER for row in self.rows) for i in range(1, len(self.columns))]
@@ -51,7 +52,7 @@ def listed(words: list[str]) -> str:
 
 
 def cell(mean: float | None, deviation: float | None, digits: int = 1) -> str:
-    """`mean ± deviation`; without a deviation where one seed ran."""
+    """`97.9 ± 0.5`; without the deviation where it is unknown, a dash where the mean is."""
     if mean is None or math.isnan(mean):
         return NO_VALUE
     if deviation is None or math.isnan(deviation):
@@ -60,21 +61,21 @@ def cell(mean: float | None, deviation: float | None, digits: int = 1) -> str:
 
 
 def signed(mean: float, deviation: float, digits: int = 1) -> str:
-    """The same of a difference."""
+    """`+1.8 ± 0.4`: the cell of a difference; one that rounds to 0 has a plus."""
     text = cell(abs(mean), deviation, digits)
     nothing = text.partition(" ")[0] == f"{0:.{digits}f}"
     return ("−" if mean < 0 and not nothing else "+") + text
 
 
 def marked(study: Study, text: str, seeds: float) -> str:
-    """A cell, marked where it rests on fewer seeds than planned."""
+    """The text of a cell, with a mark where it rests on fewer seeds than planned."""
     return text if text == NO_VALUE else text + study.mark(seeds)
 
 
 def _methods_by_numbers(
     study: Study, phase: str, name: str, heading: str, note: str, numbers: dict[str, tuple[str, int]]
 ) -> Table:
-    """Methods down, numbers across. `numbers`: number to column name and digits."""
+    """A table with a row for each method. `numbers`: number to the name of its column and its digits."""
     found = means_and_deviations(study, phase, list(numbers))
     rows = []
     for method, values in found.iterrows():
@@ -102,7 +103,7 @@ def _long_form(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def joint_table(study: Study) -> Table:
-    """Clean accuracy and joint attacks."""
+    """Accuracy on clean clips and with all modalities attacked."""
     numbers = {"clean": ("clean", 1)}
     for attack in ("fgm", "pgd", "auto"):
         numbers |= {
@@ -113,7 +114,7 @@ def joint_table(study: Study) -> Table:
 
 
 def single_table(study: Study) -> Table:
-    """One modality attacked, missing, or alone."""
+    """Accuracy with one modality attacked, missing, or alone."""
     numbers = {f"auto:{m}:{e}": (f"{m} attacked {e}", 1) for m in MODALITIES for e in ("0.5", "1")}
     numbers |= {f"missing:{m}": (f"{m} missing", 1) for m in MODALITIES}
     numbers |= {f"unimodal:{m}": (f"by {m}'s scores", 1) for m in MODALITIES}
@@ -125,7 +126,7 @@ def single_table(study: Study) -> Table:
 
 
 def radius_table(study: Study) -> Table:
-    """Estimated radii, the ratio of indicators, and the audit."""
+    """Mean estimated radii, the ratio of the vulnerability indicators, and how often an attack broke a radius."""
     numbers = {f"mean_radius:estimate:{b}": (f"mean radius, {b}", 2) for b in ("joint", *MODALITIES)}
     numbers |= {"indicator_ratio:estimate": ("η video / audio", 2)}
     note = (
@@ -158,6 +159,7 @@ def _with_audit(table: Table, study: Study, phase: str, certificate: str) -> Tab
 
 
 def rate(violated: float, audited: float) -> str:
+    """`11 of 2865 (0.4 %)`."""
     return f"{violated:.0f} of {audited:.0f} ({100 * violated / audited:.1f} %)" if audited else NO_VALUE
 
 
@@ -171,7 +173,7 @@ STEP_NUMBERS = {
 
 
 def step_table(study: Study) -> Table:
-    """What step 2 changes, model by model."""
+    """What step 2 changes, each model before and after it."""
     rows, raw = [], []
     for method in study.methods("final"):
         cells = []
@@ -208,7 +210,7 @@ CONTRASTS = (
     ("crmt_step1", "ojt", "the log term per modality"),
     ("crmt_step2", "ojt", "step 2, and what two searches chose apart; step 2 alone: the table of what it changes"),
 )
-"""Ours, theirs, and what is between them."""
+"""Two methods and what the first adds to the second."""
 CONTRAST_NUMBERS = {
     "clean": "clean",
     "auto:joint:0.5": "joint .5",
@@ -246,7 +248,7 @@ def contrast_table(study: Study) -> Table:
 
 
 def certified_table(study: Study, phase: str) -> Table:
-    """Certified accuracy of a sound certificate, after each step."""
+    """Certified accuracy with a proven radius, after each step. `phase` is also the name of the certificate."""
     numbers = {"clean": ("clean", 1)}
     numbers |= {f"certified:{phase}:joint:{e}": (f"certified {e}", 1) for e in ("0.25", "0.5", "0.75", "1")}
     numbers |= {f"certified:{phase}:{m}:0.5": (f"{m} .5", 1) for m in MODALITIES}
@@ -321,7 +323,7 @@ def search_table(study: Study) -> Table:
 
 
 def settings_text(point: Point) -> str:
-    """`lr .05, rho 2`."""
+    """The settings of a point in a few words: `lr 0.05, rho 2`."""
     skipped = ("train.method", "train.seed")
     words = [f"{p.rpartition('.')[2]} {v:g}" for p, v in point.items() if v is not None and p not in skipped]
     return ", ".join(words)
@@ -353,7 +355,7 @@ def rho_table(study: Study) -> Table:
 
 
 def all_tables(study: Study) -> list[Table]:
-    """In the order of the report; a table without a row is left out."""
+    """All tables in the order of the report, without those that have no row yet."""
     tables = [joint_table(study), single_table(study), radius_table(study), contrast_table(study), step_table(study)]
     tables += [certified_table(study, phase) for phase in ("lipschitz", "smoothing")]
     tables += [rho_table(study), search_table(study)]
