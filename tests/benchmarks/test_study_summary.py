@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from benchmarks.study import __main__ as command
 from benchmarks.study.data import read_study
 from benchmarks.study.report import build
 from benchmarks.study.summary import (
@@ -89,6 +91,19 @@ def test_a_study_that_measured_nothing_yet_has_no_summary(published: dict[str, p
     assert summarise({k: v for k, v in published.items() if k != "single"}) == ""
     joint = published["joint"]
     assert summarise(published | {"joint": joint[joint.method == "jt"]}) == ""
+
+
+def test_the_command_remakes_the_summary_and_nothing_else(tmp_path: Path, capsys) -> None:
+    shutil.copytree(RESULTS / "study", tmp_path / "study")
+    page = (RESULTS / "study.md").read_text()
+    title, below = page.partition("\n")[0], page.index(NEXT_HEADING)
+    (tmp_path / "study.md").write_text(f"{title}\n\nan older summary\n\n{page[below:]}")
+    assert command.main(["summary", "--results", str(tmp_path)]) == 0
+    assert (tmp_path / "study.md").read_text() == page
+    assert HEADING in capsys.readouterr().out
+    (tmp_path / "study.md").unlink()
+    assert command.main(["summary", "--results", str(tmp_path)]) == 2
+    assert "study.md is not there" in capsys.readouterr().err
 
 
 def test_what_is_no_published_study_is_refused(tmp_path: Path, published: dict[str, pd.DataFrame]) -> None:
