@@ -56,7 +56,7 @@ def configuration() -> RunConfig:
 
 
 def setting_name(params: dict[str, Any]) -> str:
-    """The searched parameters but the seed, in a few words."""
+    """The searched parameters in a few words, without the seed."""
     words = []
     for path, value in params.items():
         if path != SEED:
@@ -65,7 +65,7 @@ def setting_name(params: dict[str, Any]) -> str:
 
 
 def numbers(store: ResultsStore) -> pd.DataFrame:
-    """One row a finished trial and number: setting, seed, name, value."""
+    """The numbers of all finished trials: columns trial_id, number, value and setting."""
     trials = store.read("trials")
     trials = trials[trials.status == "finished"]
     params = {t: json.loads(p) for t, p in zip(trials.trial_id, trials.params, strict=True)}
@@ -98,12 +98,12 @@ SHOWN = {
 
 
 def radius_name(certificate: object) -> str:
-    """What a radius is called; older runs had the estimate alone and did not say so."""
+    """The name of a certificate's radius; older runs had only the estimate and did not store its name."""
     return certificate_name(certificate if isinstance(certificate, str) else "estimate")
 
 
 def markdown(store: ResultsStore) -> str:
-    """Numbers down, settings across: mean ± deviation over seeds."""
+    """A Markdown table of mean ± deviation over seeds: one row a number, one column a setting."""
     table = numbers(store)
     order = list(dict.fromkeys(table.number))
     settings = list(dict.fromkeys(table.sort_values("setting").setting))
@@ -123,7 +123,7 @@ def markdown(store: ResultsStore) -> str:
 
 
 def trial_minutes(folder: Path) -> float:
-    """Summed over the trials."""
+    """Minutes that the trials took, summed over all of them."""
     return float(open_store(folder).read("trials").seconds.sum()) / 60
 
 

@@ -1,4 +1,4 @@
-"""Mutated clips through the decoder: every file must be decoded or refused with a reason; none may crash or hang.
+"""Feeds mutated clips to the decoder. Each must be decoded or refused with a reason; none may crash or hang it.
 
     python benchmarks/fuzz_decode.py [--files 1000] [--seed 0] [--out FILE.json]
 
@@ -113,14 +113,14 @@ def make_sources(folder: Path) -> dict[str, bytes]:
 
 
 def mutated(rng: np.random.Generator, sources: dict[str, bytes]) -> tuple[str, str, bytes]:
-    """Name of the source, kind of the mutation, the file."""
+    """A mutated file: the name of its source, the kind of mutation, its bytes."""
     name, other = (str(n) for n in rng.choice(list(sources), 2))
     mutation = MUTATIONS[int(rng.integers(len(MUTATIONS)))]
     return name, mutation.__name__, bytes(mutation(rng, bytearray(sources[name]), sources[other]))
 
 
 def serve(pipe: Connection) -> None:
-    """The process that is put to the test: ingest's own decoding, file by file. What is no refusal ends it."""
+    """Runs in the process under test: ingest's own decoding, file by file. Any error but a refusal ends the process."""
     while (path := pipe.recv()) is not None:
         try:
             decode_clip(path, VIDEO, AUDIO, TIMEOUT, MODALITIES)
@@ -137,7 +137,7 @@ class Decoder:
         self._process: BaseProcess | None = None
 
     def outcome(self, path: Path) -> tuple[str, str]:
-        """What became of a file, and what was said of it."""
+        """What became of a file (`decoded`, a reason, `crash` or `hang`), and the detail."""
         if self._process is None:
             self._pipe, theirs = self._context.Pipe()
             self._process = self._context.Process(target=serve, args=(theirs,))
@@ -162,7 +162,7 @@ class Decoder:
 
 
 def fuzz(files: int, seed: int, console: Console) -> dict[str, Any]:
-    """Counts by outcome, container and mutation."""
+    """Mutate and decode files; returns how many had which outcome, in all, by container and by mutation."""
     results: list[tuple[str, str, str]] = []
     slowest, contained, decoder = 0.0, 0, Decoder()
     with tempfile.TemporaryDirectory() as temporary:

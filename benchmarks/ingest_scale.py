@@ -47,25 +47,27 @@ DISTINCT, CLASSES = 80, 4
 
 @dataclass
 class Measured:
-    """One run: seconds from the first look at the list to the last part, bytes of the parts, MiB at each look.
-
-    `started`: index of the first look after decoding had begun.
-    """
+    """What one run of ingest took."""
 
     clips: int
     seconds: float = 0.0
+    """From the first sign of decoding to the last part of the cache."""
     stored: int = 0
+    """Bytes of the cache's parts."""
     total: list[float] = field(default_factory=list)
+    """MiB of all processes together, at each look."""
     driver: list[float] = field(default_factory=list)
+    """MiB of the command's own process, at each look."""
     started: int = 0
+    """Index of the first look after decoding had begun."""
 
     @property
     def rate(self) -> float:
-        """Clips a second and core."""
+        """Clips decoded in a second by one core."""
         return self.clips / self.seconds / (os.cpu_count() or 1)
 
     def row(self) -> list[str]:
-        """Of the table: clips, peak and median in all, the driver's, time, rate, bytes a clip."""
+        """A row of the table: the texts under `HEADER`."""
         total, driver = self.total[self.started :], self.driver[self.started :]
         return [
             f"{self.clips:,}",
@@ -90,7 +92,7 @@ HEADER = (
 
 
 def sources(folder: Path, seconds: float) -> list[Path]:
-    """Real clips that differ: a pattern of another hue under other noise, a tone or pink noise."""
+    """Make `DISTINCT` clips that differ: each has a hue and noise of its own, and a tone or pink noise as sound."""
     made = []
     for number in range(DISTINCT):
         path = folder / f"{number}.mp4"
@@ -108,7 +110,15 @@ def sources(folder: Path, seconds: float) -> list[Path]:
 
 
 def layout(folder: Path, clips: int, made: Sequence[Path]) -> Path:
-    """A folder of VGGSound with so many clips, a tenth of them test."""
+    """Make a folder in VGGSound's layout.
+
+    Args:
+        folder: to be made.
+        clips: how many clips the folder gets, as hard links; a tenth of them are test clips.
+        made: the real clips that the links point to.
+
+    Returns: the folder.
+    """
     folder.mkdir()
     lines = []
     for number in range(clips):
@@ -120,7 +130,11 @@ def layout(folder: Path, clips: int, made: Sequence[Path]) -> Path:
 
 
 def processes(leader: int) -> list[int]:
-    """Those of the command's session (it leads one of its own), and all that come from them."""
+    """The process numbers of a command's session and of all their descendants.
+
+    Args:
+        leader: the process that leads the session.
+    """
     parents, found = {}, set()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
@@ -143,7 +157,13 @@ def proportional(pid: int) -> float:
 
 
 def measure(data: Path, clips: int, work: Path, console: Console) -> Measured:
-    """Run the command on a folder and watch it; passes on what it says of its progress.
+    """Run ingest on a folder and watch its memory; prints the command's own progress.
+
+    Args:
+        data: the folder of clips.
+        clips: how many it has.
+        work: gets the cache and the log of this run.
+        console: where progress goes.
 
     Raises:
         CRMTError: it failed.
@@ -189,7 +209,7 @@ def hardware() -> str:
 
 
 def markdown(runs: Sequence[Measured], seconds: float) -> str:
-    """The page: table, what the settings were, and the rate times the count of the whole set."""
+    """The page: the settings, the measured table, and the time and disk that this means for `TARGET` clips."""
     data, last = load_config(CONFIG_DIR / "vggsound.yaml", []).data, runs[-1]
     hours = " | ".join(f"{TARGET / last.rate / cores / 3600:,.1f}" for cores in CORES)
     peaks = [max(run.total[run.started :]) for run in runs]

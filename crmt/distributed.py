@@ -1,4 +1,4 @@
-"""Sums and means over the workers of a data-parallel run; with one process they change nothing."""
+"""Sums and means over the workers of a data-parallel run. With one process they return their argument."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """This worker's number; 0 without workers."""
+    """This worker's number, from 0; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of workers."""
+    """The number of workers; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

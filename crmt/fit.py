@@ -1,4 +1,4 @@
-"""The training loop as a generator: it yields after every epoch and resumes from the state it handed out."""
+"""The training loop, as a generator: it yields a result after every epoch and can resume from any such result."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ Schedule = Literal["cosine", "step"]
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """The optimiser and its schedule; the learning rate is a function of the epoch alone, so that resuming needs no
-    more.
+    """The optimiser and its schedule.
+
+    The learning rate depends on the epoch alone, so a resumed training needs no state of the schedule.
 
     Raises:
         BadInputError: an unknown optimizer or schedule, or a value that is no number where one is wanted.
@@ -37,16 +38,18 @@ class FitSettings:
     lr: float
     optimizer: Optimizer = "sgd"
     momentum: float = 0.9
-    """sgd only."""
+    """For sgd only."""
     weight_decay: float = 1e-4
-    """On all weights but the orthogonal ones, biases, norms and integration weights."""
+    """Applied to weights, but not to orthogonal ones, biases, norms and integration weights."""
     schedule: Schedule = "cosine"
     step_every: int = 60
+    """For the step schedule: the learning rate changes after every this many epochs."""
     step_factor: float = 0.1
+    """For the step schedule: the factor by which it changes."""
     noise: Mapping[str, float] = field(default_factory=dict)
-    """modality: deviation, in its space, of Gaussian noise that is added to training inputs."""
+    """Modality to the standard deviation, in its space, of Gaussian noise that is added to training inputs."""
     seed: int = 0
-    """Of the noise, and of what a method draws."""
+    """Fixes the noise, and the random choices of a method."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "step_every", "seed"):
@@ -60,7 +63,11 @@ class FitSettings:
         _check_name("schedule", self.schedule, get_args(Schedule))
 
     def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, 1-based."""
+        """The learning rate of an epoch.
+
+        Args:
+            epoch: counted from 1.
+        """
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + cos(pi * (epoch - 1) / self.epochs))
         return self.lr * self.step_factor ** ((epoch - 1) // self.step_every)
@@ -75,60 +82,66 @@ def _check_name(kind: str, name: object, valid: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch gave. `state()` is good until the generator goes on."""
+    """The result of one epoch."""
 
     epoch: int
-    """1-based."""
+    """Counted from 1."""
     metrics: dict[str, float]
-    """loss, its parts, train_accuracy, lr, seconds; means over all workers."""
+    """loss, its parts, train_accuracy, lr and seconds; means over all workers."""
     state: Callable[[], dict[str, Any]]
+    """Gives what `fit` resumes from. Call it before the generator goes on: it refers to the live weights."""
 
 
 def _optimizer(model: MultiModalModel, companion: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """Weight decay only where it means something: shrinking an orthogonal matrix's parameter only rotates it."""
+    """The optimiser over model and companion, with weight decay only on weights that it can shrink."""
     orthogonal = isinstance(model.head, OrthogonalHead)
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in [*model.named_parameters(), *companion.named_parameters(prefix="companion")]:
         if parameter.requires_grad:
-            free = parameter.ndim < 2 or (orthogonal and name.startswith("head."))
-            (plain if free else decayed).append(parameter)
+            # shrinking the parameter behind an orthogonal matrix only rotates the matrix
+            exempt = parameter.ndim < 2 or (orthogonal and name.startswith("head."))
+            (plain if exempt else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    filled = [g for g in groups if g["params"]]
-    if not filled:
+    groups = [g for g in groups if g["params"]]
+    if not groups:
         raise BadInputError(
             "nothing to train, all parameters are frozen: call requires_grad_(True) on what shall learn"
         )
     if settings.optimizer == "adam":
-        return torch.optim.Adam(filled, lr=settings.lr)
-    return torch.optim.SGD(filled, lr=settings.lr, momentum=settings.momentum)
+        return torch.optim.Adam(groups, lr=settings.lr)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 
 def _means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+    """Means over steps and workers, with one transfer from the device."""
     values = mean_over_ranks(torch.stack(list(sums.values()))) / steps
     return dict(zip(sums, values.tolist(), strict=True))
 
 
 def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    """For one step on this rank."""
-    number = 0
+    """A generator for one step on this rank; a resumed run gets the same one without replaying earlier steps."""
+    mixed_seed = 0
     for part in (seed, epoch, step, rank()):
-        number = (number * 1_000_003 + part) % (2**63)
-    return torch.Generator().manual_seed(number)
+        mixed_seed = (mixed_seed * 1_000_003 + part) % (2**63)  # the order counts: (1, 2) and (2, 1) differ
+    return torch.Generator().manual_seed(mixed_seed)
 
 
 def _noisy(inputs: Inputs, deviations: Mapping[str, float], generator: torch.Generator) -> Inputs:
+    """Inputs plus Gaussian noise; a modality without a deviation stays as it is."""
+
     def noise(x: Tensor) -> Tensor:
+        # drawn on the CPU, so that the device does not change the numbers
         return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
     return {m: x + deviations[m] * noise(x) if deviations.get(m) else x for m, x in inputs.items()}
 
 
 def _check_head(model: MultiModalModel, method: Method) -> None:
-    """Refuse a method on another head than its own: it would fail, or silently be another method."""
+    """Refuse a method on a head that is not its own: it would fail, or silently train another method."""
     if method.head not in HEADS:
         raise BadInputError(
             f"{method.title} needs a head {method.head!r}, which there is not: add it to crmt.heads.HEADS"
@@ -141,8 +154,8 @@ def _check_head(model: MultiModalModel, method: Method) -> None:
         )
 
 
-def _switched_off(model: nn.Module) -> list[nn.Module]:
-    """What is in evaluation mode, in modules in evaluation mode that have parameters, all of them frozen."""
+def _kept_in_evaluation_mode(model: nn.Module) -> list[nn.Module]:
+    """The modules that the caller froze and put in evaluation mode, with those below them that are in it too."""
     found = []
     for module in model.modules():
         learns = [p.requires_grad for p in module.parameters()]
@@ -161,21 +174,26 @@ def fit(
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     held_out: Callable[[], Iterable[Batch]] = tuple,
 ) -> Iterator[EpochResult]:
-    """Step 1. Train `model` in place; yield one result an epoch.
+    """Step 1: train `model` in place and yield one result after every epoch.
 
-    Epochs run in training mode, but for what you switched off: a module that was in evaluation mode before the first
-    epoch and whose parameters are all frozen (`encoder.requires_grad_(False).eval()`) stays as it is, with all in it.
-    What `method.prepare` freezes is left out of this training alone.
+    The model trains in training mode. A module that you froze and put in evaluation mode beforehand
+    (`encoder.requires_grad_(False).eval()`) stays in evaluation mode. Parameters that `method.prepare` freezes are not
+    trained here, and are trainable again afterwards.
 
     Args:
-        batches: epoch (1-based) to that epoch's batches, on the model's device; equal in number on every rank.
-        state: what an earlier result's `state()` gave; training goes on after that epoch.
-        wrap: for data-parallel training, for example DistributedDataParallel.
-        held_out: labelled clips for methods that weigh by generalisation (Gradient Blending); never the test split.
+        model: moved to its device by the caller.
+        method: gives the loss; its head must be the model's.
+        batches: gives an epoch's batches, on the model's device, from its number (counted from 1). Every rank must get
+            the same number of batches.
+        settings: optimiser, schedule, noise and seed.
+        state: what `state()` of an earlier result gave; training goes on after that epoch.
+        wrap: wraps the model for data-parallel training, for example in DistributedDataParallel.
+        held_out: gives labelled clips to methods that weigh losses by generalisation (Gradient Blending); never those
+            of the test split.
 
     Raises:
-        BadInputError: another head than the method's, noise for a modality that the model does not have, nothing to
-            train, or a batch that `check_batch` refuses.
+        BadInputError: the model's head is not the method's, noise for a modality that the model does not have, nothing
+            to train, or a batch that `check_batch` refuses.
         CRMTError: an epoch without a batch, or the loss is no longer finite.
     """
     check_model(model)
@@ -188,7 +206,7 @@ def fit(
         raise BadInputError(f"noise for {', '.join(sorted(unknown))}; the model has {', '.join(model.modalities)}")
     _check_head(model, method)
     check_initialised(model.state_dict())
-    off = _switched_off(model)
+    kept_off = _kept_in_evaluation_mode(model)
     learning = [p for p in model.parameters() if p.requires_grad]
     try:
         companion = method.prepare(model).to(model.head.bias.device)
@@ -200,7 +218,7 @@ def fit(
             optimizer.load_state_dict(state["optimizer"])
             done = int(state["epoch"])
         forward = cast(Forward, wrap(model))
-    finally:  # before the first epoch: a generator that is left half-way may never come to its end
+    finally:  # here, not after the last epoch: a caller may stop the generator early
         for parameter in learning:
             parameter.requires_grad_(True)
     for epoch in range(done + 1, settings.epochs + 1):
@@ -209,7 +227,7 @@ def fit(
             group["lr"] = settings.lr_at(epoch)
         model.train()
         companion.train()
-        for module in off:
+        for module in kept_off:
             module.training = False
         sums: dict[str, Tensor] = {}
         steps = 0
@@ -251,9 +269,9 @@ def fit(
 
 
 def _step(method: Method, step: Step, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """One step of the optimiser; what it measured."""
+    """One step of the optimiser; returns loss, its parts and accuracy."""
     terms = method.loss(step)
-    step.model.zero_grad()  # also what the optimiser leaves out
+    step.model.zero_grad()  # not the optimiser's zero_grad: parameters that it leaves out gather gradients, too
     step.companion.zero_grad()
     terms.total.backward()
     for parameter in step.companion.parameters():  # the model's are averaged by its wrapper

@@ -1,4 +1,4 @@
-"""Gradients by the inputs, and the difference between a gradient that is 0 and one that the model does not give."""
+"""Gradients by the inputs. A gradient that is 0 is told from one that the model withholds, which is an error."""
 
 from __future__ import annotations
 
@@ -53,10 +53,16 @@ def input_gradients(
     *,
     retain_graph: bool = False,
 ) -> Inputs:
-    """∂ total / ∂ leaf for each leaf, which the model's inputs depend on; 0 where its scores ignore the modality.
+    """∂ total / ∂ leaf for each leaf; 0 where the model's scores ignore the modality.
 
     Args:
-        inputs: at which `total` was computed, `(B, *shape)` of every modality.
+        model: computed `total`.
+        inputs: every modality's input at which `total` was computed, `(B, *shape)`.
+        total: a scalar.
+        leaves: modality to a tensor with a gradient from which the modality's input was made; not all need be there.
+        retain_graph: keep the graph for another backward pass.
+
+    Returns: modality to its gradient, in the shape of its leaf.
 
     Raises:
         BadInputError: as `check_ignored`.
@@ -70,9 +76,14 @@ def input_gradients(
 
 @torch.no_grad()
 def check_ignored(model: MultiModalModel, inputs: Mapping[str, Tensor], names: Iterable[str]) -> None:
-    """Refuse modalities by which there is no gradient although the scores depend on them.
+    """Refuse modalities without a gradient on which the scores depend all the same.
 
-    Their radii would be infinite, and no gradient attack would move them.
+    Their radii would come out infinite, and no gradient attack would move them.
+
+    Args:
+        model: the model.
+        inputs: every modality's input, `(B, *shape)`.
+        names: the modalities without a gradient.
 
     Raises:
         BadInputError: the first such modality.
@@ -83,6 +94,7 @@ def check_ignored(model: MultiModalModel, inputs: Mapping[str, Tensor], names: I
         x = inputs[name].detach()
         generator = torch.Generator().manual_seed(_PROBE_SEED)
         noise = torch.randn(x.shape, generator=generator).to(x)
+        # large beside the input, so that a model that depends on it cannot but answer otherwise
         moved = x + noise * (1 + x.abs().amax()) if x.numel() else x
         if not torch.allclose(model({**inputs, name: moved}).scores, plain, equal_nan=True):
             raise BadInputError(

@@ -16,11 +16,20 @@ from crmt.arguments import check_kind, check_whole
 from crmt.errors import BadInputError
 
 INITIAL_INTEGRATION = 1.0
-"""The reference code has 0.1 for a weight that is trained directly; a = exp(α) from there is too slow to leave it."""
+"""Integration weights before training. The reference code starts at 0.1, but trains a itself; a = exp(α) would leave
+0.1 too slowly."""
 
 
 class Head(nn.Module):
-    """Base of the heads. `features` names the modalities, in order, with their feature widths d_m."""
+    """The base class of heads.
+
+    Args:
+        features: modality to its feature width d_m; its order is the order of M in every tensor.
+        classes: K.
+
+    Raises:
+        BadInputError: no modality or no class.
+    """
 
     additive: ClassVar[bool] = True
     """Whether each modality's scores depend on that modality alone."""
@@ -40,28 +49,39 @@ class Head(nn.Module):
 
     @property
     def integration(self) -> Tensor:
-        """a, `(M, K)`."""
+        """The integration weights a, `(M, K)`."""
         return torch.ones(len(self.modalities), self.classes, device=self.bias.device, dtype=self.bias.dtype)
 
     def weight(self, modality: str) -> Tensor:
-        """W^(m), `(K, d_m)`."""
+        """The weight W^(m) of one modality, `(K, d_m)`."""
         return cast(Tensor, self.linears[modality].weight)
 
     def scores(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Uni-modal scores s, `(B, M, K)`, from features `(B, d_m)` each."""
+        """Uni-modal scores s, `(B, M, K)`.
+
+        Args:
+            features: modality to its features, `(B, d_m)`.
+        """
         return torch.stack([self.linears[m](features[m]) for m in self.modalities], dim=1)
 
     def logits(self, scores: Tensor) -> Tensor:
-        """h, `(B, K)`, from s, `(B, M, K)`."""
+        """Fused logits h, `(B, K)`.
+
+        Args:
+            scores: uni-modal scores s, `(B, M, K)`.
+        """
         return (self.integration * scores).sum(1) + self.bias
 
 
 class ConcatHead(Head):
-    """The plain joint classifier on concatenated features: h = Σ_m W^(m) φ^(m) + b, without a constraint."""
+    """The plain joint classifier on concatenated features, h = Σ_m W^(m) φ^(m) + b; its weights are unconstrained."""
 
 
 class _UnitDiagonal(nn.Module):
-    """Restores the ±1 that torch's Householder map casts to int; after any weight decay it would read 0: rows of 0."""
+    """Keeps the ±1 on the diagonal of torch's Householder parameters.
+
+    torch casts that diagonal to int. After any weight decay 0.99 would read 0, and the weight would get rows of 0.
+    """
 
     def forward(self, raw: Tensor) -> Tensor:
         return raw.diagonal_scatter(raw.diagonal().sign())
@@ -73,8 +93,8 @@ class _UnitDiagonal(nn.Module):
 class OrthogonalHead(Head):
     """CRMT's head: W̃^(m) with orthonormal rows, and positive integration weights a = exp(α).
 
-    The rows stay orthonormal at every step of training through torch's Householder parametrisation; the
-    reference code's "orthogonal" layer only centres and normalises each row.
+    torch's Householder parametrisation keeps the rows orthonormal at every step of training. The reference code's
+    "orthogonal" layer only centres and normalises each row.
 
     Raises:
         BadInputError: more classes than features, where orthonormal rows do not exist.
@@ -88,8 +108,8 @@ class OrthogonalHead(Head):
                     f"{classes} orthonormal rows need at least {classes} features of {modality!r}, not {width}: "
                     "raise model.features or use a method with a concat head"
                 )
-            chains = cast(nn.ModuleDict, orthogonal(self.linears[modality]).parametrizations)
-            cast(nn.ModuleList, chains["weight"]).insert(0, _UnitDiagonal())
+            parametrizations = cast(nn.ModuleDict, orthogonal(self.linears[modality]).parametrizations)
+            cast(nn.ModuleList, parametrizations["weight"]).insert(0, _UnitDiagonal())
         start = torch.full((len(features), classes), INITIAL_INTEGRATION)
         self.log_integration = nn.Parameter(start.log())
 
@@ -99,20 +119,27 @@ class OrthogonalHead(Head):
 
     @torch.no_grad()
     def set_integration(self, integration: Tensor) -> None:
-        """Replace a, `(M, K)`, all above 0."""
+        """Replace the integration weights.
+
+        Args:
+            integration: a, `(M, K)`, all above 0.
+
+        Raises:
+            BadInputError: another shape, or a weight that is not above 0.
+        """
         if integration.shape != self.log_integration.shape or not bool((integration > 0).all()):
             raise BadInputError(f"integration weights must be positive, shape {tuple(self.log_integration.shape)}")
         self.log_integration.copy_(integration.log())
 
 
 class OddOneOutHead(Head):
-    """A mixture of experts of which each ignores one modality (Yang et al., CVPR 2021, arXiv 2206.12714).
+    """A mixture of experts, each of which ignores one modality (Yang et al., CVPR 2021, arXiv 2206.12714).
 
-    An odd-one-out network looks at all features and says which modality, if any, has been perturbed: g `(B, M + 1)`.
-    Expert i ≤ M sees all modalities but the i-th, expert M + 1 sees all: e_i = Σ_{m≠i} W_i^(m) φ^(m) + b_i, and
-    h = Σ_i g_i e_i. Its share that comes through modality m is the score
-    s^(m) = Σ_{i≠m} g_i W_i^(m) φ^(m) + Σ_i g_i b_i / M, so that h = Σ_m s^(m) as for the other heads; but through g
-    every score depends on all modalities. `bias` stays 0: experts have their own.
+    An odd-one-out network looks at all features and says which modality, if any, was perturbed: g, `(B, M + 1)`. Expert
+    i ≤ M sees all modalities but the i-th, expert M + 1 sees all: e_i = Σ_{m≠i} W_i^(m) φ^(m) + b_i. The logits are
+    h = Σ_i g_i e_i. The score of modality m is the part of h that comes through it,
+    s^(m) = Σ_{i≠m} g_i W_i^(m) φ^(m) + Σ_i g_i b_i / M, so that h = Σ_m s^(m) as in the other heads. Through g every
+    score depends on all modalities. `bias` stays 0: the experts have biases of their own.
     """
 
     additive = False
@@ -140,7 +167,11 @@ class OddOneOutHead(Head):
         )
 
     def odd_one_out(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Logits of "modality i was perturbed" for i = 1..M and, last, of "none was": `(B, M + 1)`."""
+        """The odd-one-out network's logits, `(B, M + 1)`: "modality i was perturbed" for i = 1..M, last "none was".
+
+        Args:
+            features: modality to its features, `(B, d_m)`.
+        """
         return cast(Tensor, self.detector(torch.cat([features[m] for m in self.modalities], dim=1)))
 
     def scores(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -148,7 +179,7 @@ class OddOneOutHead(Head):
         offset = gates @ torch.stack(list(self.expert_biases)) / len(self.modalities)
         parts = []
         for i, m in enumerate(self.modalities):
-            seeing = torch.cat([gates[:, :i], gates[:, i + 1 :]], dim=1)
+            seeing = torch.cat([gates[:, :i], gates[:, i + 1 :]], dim=1)  # experts that see this modality
             each = self.linears[m](features[m]).unflatten(1, (seeing.shape[1], self.classes))
             parts.append((seeing[:, :, None] * each).sum(1) + offset)
         return torch.stack(parts, dim=1)

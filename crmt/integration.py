@@ -17,29 +17,30 @@ from crmt.modality import check_labels
 Objective = Literal["clipped", "min", "runner_up"]
 Pair = Literal["sum", "orthogonal"]
 _CHUNK = 2**22
-"""Radii computed at once in the final pass over all scores; bounds its memory to a few hundred MB."""
+"""Numbers of radii computed at once in the final pass over all scores; keeps its memory at a few hundred MB."""
 
 
 @dataclass(frozen=True)
 class Integration:
-    """What step 2 found; radii and accuracies are over ALL scores that were given."""
+    """The result of step 2. Radii and accuracies are over ALL scores that were given."""
 
     weights: Tensor
     """a, `(M, K)`, all above 0."""
     mean_radius_before: float
     """Mean radius (0 where wrong) on the training scores, with the weights of step 1; infinite radii are left out."""
     mean_radius_after: float
-    """Never below `mean_radius_before`, but with the objective `runner_up`."""
+    """Never below `mean_radius_before`, except with the objective `runner_up`."""
     accuracy_before: float
-    """On the training scores; 0 without any."""
+    """Accuracy on the training scores with the weights of step 1; 0 without scores."""
     accuracy_after: float
     steps: int
+    """Steps of the optimiser; 0 where the weights of step 1 were kept."""
     samples: int
     """How many samples were optimised over."""
 
 
 class _Scores(NamedTuple):
-    """Cached scores of N samples, and what a radius needs besides a."""
+    """Cached scores of N samples, with all that their radii depend on but the weights a."""
 
     scores: Tensor
     labels: Tensor
@@ -48,7 +49,7 @@ class _Scores(NamedTuple):
     pair: Pair
 
     def per_class(self, a: Tensor) -> Tensor:
-        """r_j(x), `(N, K)`."""
+        """r_j(x), `(N, K)`: the radius against each class j. `pair` says how two classes' constants combine."""
         if self.pair == "orthogonal":
             square = a.square()
             constants = self.tau[:, :, None] * (square[:, :, None] + square[:, None, :]).sqrt()
@@ -58,7 +59,12 @@ class _Scores(NamedTuple):
         return pairwise_radii(a * self.scores, self.bias, self.labels, constants)
 
     def signed(self, a: Tensor, runner_up: bool = False) -> Tensor:
-        """r before the 0 for wrong predictions, `(N,)`; negative where wrong."""
+        """The signed radius, `(N,)`: negative where the prediction is wrong, where the radius itself is 0.
+
+        Args:
+            a: integration weights, `(M, K)`.
+            runner_up: against the wrong class with the highest logit, instead of the nearest class.
+        """
         per_class = self.per_class(a)
         if not runner_up:
             return per_class.amin(1)
@@ -67,9 +73,9 @@ class _Scores(NamedTuple):
         return per_class.gather(1, runner).squeeze(1)
 
     def chosen(self, rows: Tensor | slice, device: torch.device) -> _Scores:
-        """Those of some samples, moved to the device of the optimisation, in double precision."""
-        of_labels = rows.to(self.labels.device) if isinstance(rows, Tensor) else rows
-        scores, labels = self.scores[rows].to(device, torch.float64), self.labels[of_labels].to(device)
+        """Those of some samples, on the device of the optimisation, scores in double precision."""
+        label_rows = rows.to(self.labels.device) if isinstance(rows, Tensor) else rows  # may lie on another device
+        scores, labels = self.scores[rows].to(device, torch.float64), self.labels[label_rows].to(device)
         return self._replace(scores=scores, labels=labels)
 
 
@@ -87,22 +93,34 @@ def optimise_integration(
     lr: float = 0.02,
     seed: int = 0,
 ) -> Integration:
-    """Maximise the mean radius over a = exp(α) with mean |a| held fixed, by Adam on cached training scores.
+    """Find the integration weights with the largest mean radius, by Adam on cached training scores.
 
-    `clipped` (the default): mean_i min(r(x_i), r_max) with r the minimum over all classes and r_max the starting
-    median of positive r; `min`: without the clip. r is SIGNED here, negative where the prediction is wrong, so that
-    such samples pull too; only in the radii that are compared and returned it is 0 there. Both return the best weights
-    seen among those whose mean radius on these scores is not below the starting one; the starting weights are always
-    among them. `runner_up`: the paper's own objective, without that safeguard; carried out well it destroys accuracy,
-    since the runner-up alone is no bound.
+    The weights are a = exp(α), and their mean is held fixed. There are three objectives:
+
+    - `clipped`: mean_i min(r(x_i), r_max), with r the minimum over all classes and r_max the median of the positive r
+      at the start.
+    - `min`: the same without the clip.
+    - `runner_up`: the paper's own, the radius against the wrong class with the highest logit. Carried out well it
+      destroys accuracy, since another class may be nearer: it is no bound.
+
+    In the objective r is SIGNED, negative where the prediction is wrong, so that wrong samples have a gradient; in the
+    radii that are compared and returned it is 0 there. `clipped` and `min` return the best weights whose mean radius is
+    not below that of `start`, and `start` where there are none; `runner_up` has no such safeguard.
 
     Args:
-        scores: s, `(N, M, K)`. labels: y, `(N,)`; both on any device. bias: b, `(K,)`. tau: τ, `(M, K)`.
+        scores: s, `(N, M, K)`, on any device.
+        labels: y, `(N,)`, on any device.
+        bias: b, `(K,)`.
+        tau: τ, `(M, K)`, 0 or more.
         start: a of step 1, `(M, K)`, above 0; the optimisation runs on its device.
-        pair: what bounds a_y s_y − a_j s_j: `sum`, a_y τ_y + a_j τ_j, always holds; `orthogonal`,
-            τ sqrt(a_y² + a_j²), holds where the rows of W̃ are orthonormal and τ is the constant of the ENCODER.
-        samples: optimise over this many, drawn by `seed`; None takes all. The radii that are compared and returned
-            are of all.
+        objective: see above.
+        pair: what bounds a_y s_y − a_j s_j. `sum`, a_y τ_y + a_j τ_j, always holds. `orthogonal`, τ sqrt(a_y² + a_j²),
+            holds where the rows of W̃ are orthonormal and τ is the constant of the ENCODER.
+        samples: optimise over this many, drawn by `seed`; None takes all. The radii that are compared and returned are
+            over all samples in any case.
+        steps: of Adam.
+        lr: Adam's learning rate, for α.
+        seed: fixes which samples are drawn.
 
     Raises:
         BadInputError: shapes that do not fit, labels out of range, NaN scores, no positive start, a negative or
@@ -125,7 +143,7 @@ def optimise_integration(
     weights = _optimise(some, first, objective, steps, lr)
     before, accuracy_before = _measure(everything, first)
     after, accuracy_after = _measure(everything, weights)
-    if objective != "runner_up" and not after >= before:  # the samples that were optimised over misled it
+    if objective != "runner_up" and not after >= before:  # better on the drawn samples only
         weights, after, accuracy_after = first, before, accuracy_before
     done = 0 if weights is first else steps
     return Integration(weights.to(start.dtype), before, after, accuracy_before, accuracy_after, done, len(some.labels))
@@ -133,13 +151,13 @@ def optimise_integration(
 
 @torch.enable_grad()
 def _optimise(some: _Scores, start: Tensor, objective: Objective, steps: int, lr: float) -> Tensor:
-    """The best weights seen; `start` itself where nothing can be gained."""
+    """The best weights seen; `start` itself where no radius is positive and finite, or no step is asked for."""
     runner_up = objective == "runner_up"
 
     def at(a: Tensor) -> tuple[Tensor, float]:
         signed = some.signed(a, runner_up)
-        honest = some.signed(a) if runner_up else signed
-        return signed, _finite_mean(honest.detach().clamp_min(0))
+        nearest = some.signed(a) if runner_up else signed  # the radius, whatever the objective is
+        return signed, _finite_mean(nearest.detach().clamp_min(0))
 
     signed, before = at(start)
     positive = signed[(signed > 0) & signed.isfinite()]
@@ -150,9 +168,9 @@ def _optimise(some: _Scores, start: Tensor, objective: Objective, steps: int, lr
     log_a = start.log().requires_grad_()
     optimizer = torch.optim.Adam([log_a], lr=lr)
     best, best_value = start, float("-inf")
-    for _ in range(steps + 1):
+    for _ in range(steps + 1):  # one more, to judge where the last step led
         a = log_a.exp()
-        a = a * (mean / a.mean())
+        a = a * (mean / a.mean())  # fixes the scale, which changes no radius but through the bias
         signed, radius = at(a)
         finite = signed[signed.isfinite()]
         if len(finite) == 0:
@@ -171,7 +189,7 @@ def _optimise(some: _Scores, start: Tensor, objective: Objective, steps: int, lr
 
 @torch.no_grad()
 def _measure(everything: _Scores, a: Tensor) -> tuple[float, float]:
-    """Mean radius, without infinite ones, and accuracy over all samples."""
+    """Mean radius, without infinite ones, and accuracy over all samples, chunk by chunk."""
     total, finite, right = 0.0, 0, 0
     size = max(1, _CHUNK // a.numel())
     for start in range(0, len(everything.labels), size):

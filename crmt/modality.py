@@ -1,4 +1,5 @@
-"""What one input is: its shape, the space and box that attacks and radii live in, its standardisation; and a batch."""
+"""Describes one input of a model: its shape, the space and box in which attacks and radii are measured, and its
+standardisation. Also batches and their checks."""
 
 from __future__ import annotations
 
@@ -26,16 +27,17 @@ class Modality:
 
     name: str
     shape: tuple[int, ...]
-    """Of one input, without the batch: video `(T, 3, H, W)`, audio `(1, mels, frames)`."""
+    """The shape of one input, without the batch: video `(T, 3, H, W)`, audio `(1, mels, frames)`."""
     channel_axis: int
-    """Axis of `shape` that `mean` and `std` run over: 1 for video, 0 for audio."""
+    """The axis of `shape` along which `mean` and `std` have one value each: 1 for video, 0 for audio."""
     mean: tuple[float, ...]
-    """Per channel, in `space`; also what stands in for a missing input."""
+    """The mean of each channel, in `space`; it also stands in for a missing input."""
     std: tuple[float, ...]
+    """The standard deviation of each channel, in `space`."""
     box: tuple[float, float] | None
-    """Range of valid values, or None where there is none."""
+    """The range of valid values; None where any value is valid."""
     space: str
-    """For tables and plots: `pixels in [0, 1]`, `standardised log-mel`."""
+    """The unit of inputs, as tables and plots name it: `pixels in [0, 1]`, `standardised log-mel`."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -49,13 +51,21 @@ class Modality:
             raise BadInputError(f"modality {self.name!r}: deviations must be above 0, not {self.std}")
 
     def per_channel(self, values: Sequence[float]) -> Tensor:
-        """`values` shaped to broadcast over a batch of this modality."""
+        """Shape one value a channel so that it broadcasts over a batch of this modality.
+
+        Args:
+            values: one for each channel.
+        """
         shape = [1] * (len(self.shape) + 1)
         shape[self.channel_axis + 1] = len(values)
         return torch.tensor(values, dtype=torch.float32).reshape(shape)
 
     def missing(self, batch: Tensor) -> Tensor:
-        """The stand-in for a missing input, in the shape of `batch`: the modality's mean."""
+        """What stands in for missing inputs: the modality's mean.
+
+        Args:
+            batch: `(B, *shape)`; gives shape, type and device.
+        """
         return self.per_channel(self.mean).to(batch).expand_as(batch).clone()
 
 
@@ -63,17 +73,18 @@ class Batch(NamedTuple):
     """Labelled clips as a model takes them."""
 
     inputs: Inputs
-    """`(B, *shape)` each, in the modality's space."""
+    """Modality to its inputs, `(B, *shape)`, in the modality's space."""
     labels: Tensor
-    """`(B,)`, int64."""
+    """Class numbers, `(B,)`, int64."""
     ids: tuple[str, ...] = ()
+    """The name of each clip, for error messages and results; may be left empty."""
 
 
 def check_name(name: str) -> None:
     """Refuse a modality's name that torch cannot give to a part of a model.
 
     Raises:
-        BadInputError: no text, nothing, a dot in it, or what modules call something of their own (`type`, `values`).
+        BadInputError: not a text, an empty one, one with a dot, or a name that torch's modules use (`type`, `values`).
     """
     if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise BadInputError(f"no modality can be called {name!r}, which torch refuses for a module: rename it")
@@ -83,7 +94,7 @@ def check_floating(name: str, values: Tensor, box: tuple[float, float] | None) -
     """Refuse inputs that gradients and attacks cannot move.
 
     Raises:
-        BadInputError: no tensor, or not a floating one.
+        BadInputError: not a tensor, or one whose values are not floating.
     """
     if not isinstance(values, Tensor):
         raise BadInputError(f"{name!r} is a {type(values).__name__}: give a tensor")
@@ -107,7 +118,7 @@ def check_inputs(modalities: Mapping[str, Modality], inputs: Mapping[str, Tensor
     """Refuse a batch that lacks a modality, has the wrong shape or a different number of inputs by modality.
 
     Raises:
-        BadInputError: names the modality and the two shapes, or the type if it is not a floating one.
+        BadInputError: names the modality, and the shapes or the type that do not fit.
     """
     check_kind("inputs", inputs, Mapping, "a dictionary of modality to tensor, such as {'video': x}")
     for name, modality in modalities.items():
@@ -128,7 +139,7 @@ def check_inputs(modalities: Mapping[str, Modality], inputs: Mapping[str, Tensor
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Refuse labels that are no classes of a model.
+    """Refuse labels that are not class numbers of a model.
 
     Raises:
         BadInputError: labels of another type than int64, or out of range.
@@ -167,4 +178,5 @@ def check_batch(modalities: Mapping[str, Modality], batch: Batch, classes: int) 
 
 
 def _not_finite(inputs: Tensor) -> list[int]:
+    """The places in a batch whose input has a NaN or an infinity."""
     return (~inputs.flatten(1).isfinite().all(1)).nonzero().squeeze(1).tolist()

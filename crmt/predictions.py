@@ -1,4 +1,4 @@
-"""Clean predictions of a set of inputs, per sample: the parts of several workers need only be put in a row."""
+"""Clean predictions of a set of inputs, sample by sample, so that the parts of several workers can be concatenated."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ class Predictions:
     """Clean outputs of N inputs, on the CPU."""
 
     ids: tuple[str, ...]
+    """The name of each input; empty where the batches had none."""
     labels: Tensor
-    """`(N,)`."""
+    """y, `(N,)`."""
     scores: Tensor
     """s, `(N, M, K)`."""
     missing: Tensor
-    """Class predicted with one modality replaced by its mean, `(N, M)`."""
+    """The class that is predicted with one modality replaced by its mean, `(N, M)`."""
 
     @staticmethod
     def concatenated(parts: Sequence[Predictions]) -> Predictions:
-        """Those of several workers, one after the other."""
+        """The predictions of several workers, one after the other."""
         return Predictions(
             tuple(i for p in parts for i in p.ids),
             torch.cat([p.labels for p in parts]),
@@ -40,21 +41,23 @@ class Predictions:
         )
 
     def logits(self, head: Head) -> Tensor:
-        """h, `(N, K)`, with the head's integration weights as they are now."""
+        """The logits h, `(N, K)`, with the integration weights that the head has now."""
         with torch.no_grad():
             return head.logits(self.scores.to(head.bias.device)).cpu()
 
     def mean_contributions(self, head: Head) -> Tensor:
-        """Mean of a · s over the N inputs, `(M, K)`: what each modality adds to the logits on average."""
+        """The mean of a · s over the N inputs, `(M, K)`: what each modality adds to the logits on average."""
         with torch.no_grad():
             return (head.integration.cpu() * self.scores).mean(0)
 
     def unimodal(self, head: Head, reference: Tensor) -> Tensor:
-        """Class predicted from one modality, `(N, M)`, with the other modalities' contributions at `reference`.
+        """The class that each modality predicts by itself, `(N, M)`.
 
-        Scores alone would not do: training fixes only the sum over modalities of their constant offsets.
+        The other modalities' contributions to the logits are held at `reference`. Comparing a modality's scores alone
+        would be wrong: a constant can move from one modality's scores to another's without any effect on training.
 
         Args:
+            head: gives integration weights and bias.
             reference: `mean_contributions` of training inputs, `(M, K)`.
         """
         with torch.no_grad():
@@ -66,7 +69,7 @@ class Predictions:
 def predict(
     model: MultiModalModel, batches: Iterable[Batch], progress: Progress = silent, *, missing: bool = True
 ) -> Predictions:
-    """Scores and predictions, in evaluation mode. Progress counts inputs.
+    """Scores and predictions of all batches, in evaluation mode.
 
     Args:
         model: measured in evaluation mode, and left as it was.

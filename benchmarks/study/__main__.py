@@ -6,6 +6,7 @@ python -m benchmarks.study --resume DIR       go on after Ctrl-C, a crash or a r
 python -m benchmarks.study --resume DIR --also my_method
                                               search, train and measure one more method as the others were
 python -m benchmarks.study report DIR         print answers and tables of any study folder, also of an unfinished one
+python -m benchmarks.study summary            make the summary of benchmarks/results/study.md anew from its CSV files
 
 A study folder holds one run folder a phase (search, search_wider, final, lipschitz_search, lipschitz_search_wider,
 lipschitz, smoothing, rho, curves; final-2 and so on for methods that joined later). At its end the report goes to
@@ -24,24 +25,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.study.cost import cores, seconds_a_trial
-from benchmarks.study.data import ended, read_study, sweeps_of
+from benchmarks.study.data import has_ended, read_study, sweeps_of
 from benchmarks.study.plan import (
     Options,
     Phase,
     Point,
     Tried,
-    choice,
+    chosen_points,
     configuration,
-    joining,
     missing_encoders,
     phases_of,
     points_in,
     points_of,
+    points_of_new_methods,
     search_points,
-    searched,
+    search_results,
     study_methods,
 )
 from benchmarks.study.report import build
+from benchmarks.study.summary import read_raw_tables, summarise, with_summary
 from crmt.errors import BadInputError, CRMTError
 from pipelines.command import run_command
 from pipelines.runs.results import ResultsStore
@@ -53,18 +55,18 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def run(options: Options, folder: Path, results: Path) -> int:
-    """Run what is left of a study, then report; returns the exit code."""
+    """Run the phases of a study that are not finished, then write its report; returns the exit code."""
     tried: dict[str, list[Tried]] = {}
     phases = phases_of(options)
     for place, phase in enumerate(phases, 1):
         print(f"\n=== {phase.name} ({place} of {len(phases)}): {phase.question}", flush=True)
-        code = run_phase(phase, options, folder, choice(tried.get(phase.needs or "", [])))
+        code = run_phase(phase, options, folder, chosen_points(tried.get(phase.needs or "", [])))
         if code:
             print(f"the study goes on with: python -m benchmarks.study --resume {folder}", file=sys.stderr)
             return code
         if phase.search:
             for where in sweeps_of(folder, phase):
-                found = searched(ResultsStore(where / "results").read("trials"), points_in(read_card(where)[1]))
+                found = search_results(ResultsStore(where / "results").read("trials"), points_in(read_card(where)[1]))
                 tried[phase.search] = tried.get(phase.search, []) + found
     print("\n" + build(read_study(folder), results))
     print(f"written: {results / 'study.md'}")
@@ -72,15 +74,15 @@ def run(options: Options, folder: Path, results: Path) -> int:
 
 
 def run_phase(phase: Phase, options: Options, folder: Path, chosen: dict[str, Point]) -> int:
-    """One phase: gone on with where it had begun, then run for the methods that it has not; returns the exit code."""
+    """Go on with the sweeps of a phase that began, then run it for methods that joined later; returns the exit code."""
     sweeps, planned = sweeps_of(folder, phase), []
     for where in sweeps:
         config = read_card(where)[1]
         planned += points_in(config)
-        over = ended(ResultsStore(where / "results"), points_in(config))
+        over = has_ended(ResultsStore(where / "results"), points_in(config))
         if not over and (code := run_sweep(config, None, where, False, None)):
             return code
-    points = joining(points_of(phase, options, chosen), planned)
+    points = points_of_new_methods(points_of(phase, options, chosen), planned)
     if not points and not sweeps:
         raise CRMTError(f"phase {phase.name!r} has nothing to run: no trial of {phase.needs!r} finished")
     if not points:
@@ -101,15 +103,15 @@ def check(options: Options) -> None:
     for phase in phases_of(options):
         if missing := missing_encoders(phase):
             raise BadInputError(f"phase {phase.name!r} needs the encoder {missing[0]!r}: leave it out with --phases")
-        chosen = {m: search_points(phase, m)[0] for m in phase.of(options)}
+        chosen = {m: search_points(phase, m)[0] for m in phase.methods_of(options)}
         check_settings(configuration(phase, options, points_of(phase, options, chosen)))
 
 
 def plan_text(options: Options) -> str:
-    """Phases, trials and a rough time."""
+    """One line a phase: its trials, a rough time, and the question that it answers."""
     lines, total = [], 0.0
     for phase in phases_of(options):
-        chosen = {m: search_points(phase, m)[0] for m in phase.of(options)}
+        chosen = {m: search_points(phase, m)[0] for m in phase.methods_of(options)}
         points = points_of(phase, options, chosen)
         each = {method: seconds_a_trial(phase, method, options) for method in chosen}
         seconds = sum(each[point["train.method"]] for point in points) / cores()
@@ -117,6 +119,22 @@ def plan_text(options: Options) -> str:
         lines.append(f"{phase.name:<23}{len(points):>4} trials {seconds / 60:>5.0f} min  {phase.question}")
     lines.append(f"{'in all':<23}{'':>11} {total / 60:>5.0f} min  on {cores()} cores, one trial on each")
     return "\n".join(lines)
+
+
+def remake_summary(results: Path) -> None:
+    """Write the summary of a published report anew, from the CSV files beside it, and print it.
+
+    Args:
+        results: the folder with study.md and study/*.csv.
+
+    Raises:
+        BadInputError: no such report there, or one without the tables that the summary needs.
+    """
+    page, tables = results / "study.md", read_raw_tables(results / "study")
+    if not page.exists():
+        raise BadInputError(f"{page} is not there: make it with python -m benchmarks.study report DIR --results DIR")
+    page.write_text(with_summary(page.read_text(), tables))
+    print(summarise(tables))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -140,11 +158,11 @@ def _positive(text: str) -> int:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Of the command."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="study.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("action", nargs="?", choices=("run", "report"), default="run")
+    parser.add_argument("action", nargs="?", choices=("run", "report", "summary"), default="run")
     parser.add_argument("study", nargs="?", type=Path, metavar="DIR", help="report: the study's folder")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the study's folder; default runs/study-<time>")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a study; it keeps its own options")
@@ -157,9 +175,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=_positive, help="test clips that are attacked; default 64")
     parser.add_argument("--audited", type=_positive, help="test clips whose estimated radius is audited; default 20")
     parser.add_argument("--sound-audited", type=_positive, help="the same for Lipschitz radii; default 40, all: 597")
-    parser.add_argument("--limit", type=_positive, help="use so many clips of each split; default: all")
+    parser.add_argument("--limit", type=_positive, help="use this many clips of each split; default: all")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="where the report goes (see above); `report` writes only with it"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="where the report goes (see above); `report` writes only with it; `summary`: the folder of study.md",
     )
     return parser
 
@@ -186,6 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.study is None:
                 raise BadInputError("report needs the study's folder: python -m benchmarks.study report DIR")
             print(build(read_study(given.study), given.results))
+            return 0
+        if given.action == "summary":
+            remake_summary(given.results or RESULTS)
             return 0
         if given.study is not None:
             raise BadInputError(f"give the folder of a new study as --out {given.study}, of an old one as --resume")

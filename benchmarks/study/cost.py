@@ -1,4 +1,4 @@
-"""What the study takes: a rough estimate before it starts."""
+"""A rough estimate of the study's time, before it starts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from benchmarks.study.plan import TEST_CLIPS, Options, Phase, configuration
 from crmt.methods import method_class
 
 ATTACK_SECONDS = {"fgm": 0.001, "pgd": 0.008, "auto": 0.15}
-"""A clip, ball and budget, on one core."""
+"""Seconds of one core for each clip, ball and budget."""
 AUDIT_SECONDS = {"estimate": 0.5, "lipschitz": 0.5, "smoothing": 1.0}
-"""A clip, all balls."""
+"""Seconds of one core for each clip, over all balls."""
 SMOOTHING_SECONDS = 0.4
-"""A clip with 1000 copies."""
+"""Seconds of one core for each clip, with 1,000 noisy copies."""
 
 
 def seconds_a_trial(phase: Phase, method: str, options: Options) -> float:
-    """A rough estimate on one core: training, then measuring; from processor times on avdigits."""
+    """Seconds of one core for a trial, training and measuring; a rough estimate from processor times on avdigits."""
     config = configuration(phase, options, [{"train.method": method}])
     attack, certify = config.attack, config.certify
     training = 2.03 if "lipschitz" in phase.name else 1.1  # an epoch
@@ -35,5 +35,5 @@ def seconds_a_trial(phase: Phase, method: str, options: Options) -> float:
 
 
 def cores() -> int:
-    """What trials run on side by side."""
+    """The number of cores; each runs one trial."""
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""A study folder as tidy tables: one row a trial and number, whatever of the study has run so far."""
+"""Reads a study folder into tidy tables: one row for each trial and number, of the phases that have run so far."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from benchmarks.study.plan import (
     Phase,
     Point,
     Tried,
-    choice,
-    joining,
+    chosen_points,
     matches,
     phases_of,
     points_in,
     points_of,
-    searched,
+    points_of_new_methods,
+    search_results,
 )
 from crmt.certificates.smoothing_audit import violations_allowed
 from crmt.methods import method_class, method_names
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import CARD, read_card
 
-SHARES = {"clean_accuracy": "clean", "unimodal_accuracy": "unimodal", "missing_accuracy": "missing"}
-PLAIN = ("indicator_ratio", "train_mean_radius")
-OF_RADII = ("mean_radius", "median_radius")
+ACCURACIES = {"clean_accuracy": "clean", "unimodal_accuracy": "unimodal", "missing_accuracy": "missing"}
+WHOLE_MODEL_METRICS = ("indicator_ratio", "train_mean_radius")
+RADIUS_METRICS = ("mean_radius", "median_radius")
 CERTIFIED_AT = (0.25, 0.5, 0.75, 1.0)
-SOUND = ("lipschitz", "smoothing")
-"""The certificates; `estimate` is none."""
+PROVEN = ("lipschitz", "smoothing")
+"""The certificates whose radii are proven; `estimate` is none."""
 FEWER = "†"
 """Marks what rests on fewer seeds than planned."""
 COLUMNS = ["phase", "trial_id", "method", "seed", "stage", "final", "number", "value", "n"]
@@ -51,7 +51,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class PhaseRun:
-    """What there is of one phase."""
+    """One phase of a study, as far as it has run."""
 
     phase: Phase
     planned: list[Point]
@@ -59,28 +59,28 @@ class PhaseRun:
     trials: pd.DataFrame
     """One row a planned point that finished: the row of `trials`, with `rho` of its configuration and its `sweep`."""
     cards: dict[str, dict[str, Any]]
-    """Of its sweeps, by folder name: one, and one more for methods that joined the study later; empty if not begun."""
+    """Folder name to run card of each sweep: one, and one more for methods that joined later; empty if not begun."""
     stores: dict[str, ResultsStore] = field(default_factory=dict)
     failed: tuple[Failure, ...] = ()
 
     @property
     def card(self) -> dict[str, Any] | None:
-        """Of the first sweep."""
+        """The run card of the first sweep; None where the phase has not begun."""
         return next(iter(self.cards.values()), None)
 
     def read(self, table: str) -> pd.DataFrame:
-        """The rows of all its sweeps, each trial's name with its sweep's before it."""
-        return joined([_named(store.read(table), sweep) for sweep, store in self.stores.items()])
+        """The rows of a results table over all sweeps of the phase; `trial_id` begins with the sweep's folder name."""
+        return concatenated([_named(store.read(table), sweep) for sweep, store in self.stores.items()])
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study folder, read."""
+    """All that a study folder holds."""
 
     options: Options
     runs: dict[str, PhaseRun]
     chosen: dict[str, dict[str, Point]]
-    """Search to method to its point."""
+    """Search to method to the point that the search chose."""
     tried: dict[str, list[Tried]]
     numbers: pd.DataFrame
     """phase, trial_id, method, seed, stage, final, number, value, n; accuracies in %."""
@@ -89,7 +89,7 @@ class Study:
 
     @cached_property
     def _rows(self) -> dict[Any, pd.DataFrame]:
-        """The rows of each (phase, method, number)."""
+        """The rows of `numbers` by (phase, method, number)."""
         return dict(list(self.numbers.groupby(["phase", "method", "number"])))
 
     def mark(self, seeds: float) -> str:
@@ -102,7 +102,16 @@ class Study:
         return [m for m in ordered_methods() if m in found]
 
     def values(self, phase: str, method: str, number: str, stage: str = "final") -> pd.Series:
-        """Seed to value; `stage` is final, step1 or step2."""
+        """The value of each seed.
+
+        Args:
+            phase: a phase of the study that measures models.
+            method: a training method.
+            number: as in `numbers`, such as `auto:joint:0.5`.
+            stage: final, step1 or step2.
+
+        Returns: seed to value; empty where the study has none.
+        """
         rows = self._rows.get((phase, method, number))
         if rows is None:
             return pd.Series(dtype=float)
@@ -114,7 +123,7 @@ ORDER = (
     "jt", "gb", "ogm_ge", "pmr", "msefm", "mixup", "mmat", "ojt", "jt_log_term", "ojt_unimodal_ce", "crmt_step1",
     "crmt_step2", "crmt_jt", "crmt_mix", "crmt_at", "crmt_gradient", "radius_loss",
 )  # fmt: skip
-"""Of the tables; a method that is not here comes last."""
+"""The order of methods in tables; one that is not here comes last."""
 
 
 def ordered_methods() -> list[str]:
@@ -129,7 +138,7 @@ def title(method: str) -> str:
 
 
 def read_study(folder: Path) -> Study:
-    """All that a study folder holds.
+    """Read a study folder.
 
     Raises:
         BadInputError: not the folder of a study.
@@ -142,8 +151,8 @@ def read_study(folder: Path) -> Study:
         run = _read_phase(folder, phase, options, chosen)
         runs[phase.name] = run
         if phase.search and run.cards:
-            tried[phase.search] = tried.get(phase.search, []) + searched(run.read("trials"), run.planned)
-            chosen[phase.search] = choice(tried[phase.search])
+            tried[phase.search] = tried.get(phase.search, []) + search_results(run.read("trials"), run.planned)
+            chosen[phase.search] = chosen_points(tried[phase.search])
     measured = [r for r in runs.values() if not r.phase.search and len(r.trials)]
     radii = [r for r in map(_radii, measured) if len(r)]
     all_radii = pd.concat(radii, ignore_index=True) if radii else _empty(_RADII)
@@ -153,7 +162,7 @@ def read_study(folder: Path) -> Study:
 
 
 def _empty(columns: list[str]) -> pd.DataFrame:
-    """No rows; what selects rows is boolean all the same."""
+    """A table without rows. Columns that select rows are boolean: an empty object column could not select."""
     return pd.DataFrame(
         {c: pd.Series(dtype=bool if c in ("final", "audited", "violated") else object) for c in columns}
     )
@@ -170,24 +179,24 @@ def _read_phase(folder: Path, phase: Phase, options: Options, chosen: dict[str, 
         points = points_in(config)
         stores[where.name] = ResultsStore(where / "results")
         table = _named(stores[where.name].read("trials"), where.name)
-        done = with_status(table, points, "finished").assign(sweep=where.name)
-        failed = with_status(table, points, "failed")
+        done = one_trial_a_point(table, points, "finished").assign(sweep=where.name)
+        failed = one_trial_a_point(table, points, "failed")
         if len(failed) and len(done):
             failed = failed[~failed.point.isin(done.point)]
         failures += [Failure(points[t.point], str(t.error)) for t in failed.itertuples()]
         planned += points
         trials.append(done)
     known = chosen.get(phase.needs, {}) if phase.needs else {}
-    planned += joining(points_of(phase, options, known), planned)
-    return PhaseRun(phase, planned, joined(trials), cards, stores, tuple(failures))
+    planned += points_of_new_methods(points_of(phase, options, known), planned)
+    return PhaseRun(phase, planned, concatenated(trials), cards, stores, tuple(failures))
 
 
 def _named(table: pd.DataFrame, sweep: str) -> pd.DataFrame:
     return table.assign(trial_id=[f"{sweep}/{t}" for t in table.trial_id]) if len(table) else table
 
 
-def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of all; of empty ones the columns alone, where there are any."""
+def concatenated(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all tables, one after the other; where all are empty, the first one's columns."""
     parts = [t for t in tables if len(t)] or tables[:1]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -198,8 +207,8 @@ def sweeps_of(folder: Path, phase: Phase) -> list[Path]:
     return list(itertools.takewhile(lambda where: (where / CARD).exists(), (folder / name for name in names)))
 
 
-def with_status(trials: pd.DataFrame, points: list[Point], status: str) -> pd.DataFrame:
-    """One trial a point: a killed sweep may have tried one twice."""
+def one_trial_a_point(trials: pd.DataFrame, points: list[Point], status: str) -> pd.DataFrame:
+    """The trials with a status, at most one for each point: a killed sweep may have tried a point twice."""
     rows = []
     for row in trials[trials.status == status].to_dict("records"):
         config = json.loads(row["config"])
@@ -209,7 +218,7 @@ def with_status(trials: pd.DataFrame, points: list[Point], status: str) -> pd.Da
     return pd.DataFrame(rows).drop_duplicates("point") if rows else pd.DataFrame()
 
 
-def ended(store: ResultsStore, points: list[Point]) -> bool:
+def has_ended(store: ResultsStore, points: list[Point]) -> bool:
     """Whether every point has a trial that finished or failed.
 
     A phase that has ended is not gone on with: `--resume` tries its failed trials no more, and the report names them.
@@ -234,7 +243,7 @@ def _numbers(run: PhaseRun) -> pd.DataFrame:
 
 
 def _tagged(rows: pd.DataFrame, run: PhaseRun) -> pd.DataFrame:
-    """Rows of the phase's trials, with phase, method and seed. Trials of the ρ phase are told apart by `method@rho`."""
+    """Adds phase, method and seed to rows of the phase's trials. In the ρ phase a number ends in `@` and its ρ."""
     keys = run.trials[["trial_id", "method", "seed", "rho"]]
     if run.phase.name == "rho":
         rows = rows.merge(keys, on="trial_id")
@@ -248,18 +257,18 @@ def _metrics(table: pd.DataFrame) -> pd.DataFrame:
         name, ball = str(row.name), row.modality if isinstance(row.modality, str) else "joint"
         certificate = row.certificate if isinstance(row.certificate, str) else "estimate"
         value = float(row.value)
-        if row.split == "train" and name not in PLAIN:
+        if row.split == "train" and name not in WHOLE_MODEL_METRICS:
             continue
-        if name in SHARES:
-            number = SHARES[name] + (f":{row.modality}" if ball != "joint" else "")
+        if name in ACCURACIES:
+            number = ACCURACIES[name] + (f":{row.modality}" if ball != "joint" else "")
             value *= 100
-        elif name in OF_RADII:
+        elif name in RADIUS_METRICS:
             number = f"{name}:{certificate}:{ball}"
         elif name == "audit_violations":
             number = f"violations:{certificate}:{ball}"
         elif name == "indicator_ratio":
             number = f"indicator_ratio:{certificate}"
-        elif name in PLAIN:
+        elif name in WHOLE_MODEL_METRICS:
             number = name
         else:
             continue
@@ -306,11 +315,11 @@ def _radii(run: PhaseRun) -> pd.DataFrame:
 def _certified(radii: pd.DataFrame) -> pd.DataFrame:
     """Share of test clips with radius ≥ ε: `certified:<certificate>:<ball>:<ε>`; a wrong prediction has radius 0.
 
-    Of sound certificates alone: what the estimate reaches is not certified.
+    Only of certificates whose radii are proven: what the estimate reaches is not certified.
     """
     keys = ["phase", "trial_id", "method", "seed", "stage", "final", "certificate", "ball"]
     rows = []
-    for key, radius in radii[(radii.phase != "rho") & radii.certificate.isin(SOUND)].groupby(keys).radius:
+    for key, radius in radii[(radii.phase != "rho") & radii.certificate.isin(PROVEN)].groupby(keys).radius:
         named = dict(zip(keys, key, strict=True))
         certificate, ball = named.pop("certificate"), named.pop("ball")
         for epsilon in CERTIFIED_AT:
@@ -348,8 +357,17 @@ def smoothing_audits(study: Study) -> pd.DataFrame:
     return found.assign(allowed=[violations_allowed(int(n), certify["smoothing"]["alpha"]) for n in found.clips])
 
 
-def summary(study: Study, phase: str, numbers: list[str], stage: str = "final") -> pd.DataFrame:
-    """Methods down; `(number, mean|deviation|seeds)` across. The deviation is over seeds; NaN with one."""
+def means_and_deviations(study: Study, phase: str, numbers: list[str], stage: str = "final") -> pd.DataFrame:
+    """Mean, deviation and count of seeds of each number, method by method.
+
+    Args:
+        study: what has run so far.
+        phase: a phase that measures models.
+        numbers: as in `Study.numbers`.
+        stage: final, step1 or step2.
+
+    Returns: one row a method; columns are (number, mean | deviation | seeds). The deviation of one seed is NaN.
+    """
     rows = {}
     for method in study.methods(phase):
         cells: dict[tuple[str, str], float] = {}
@@ -376,13 +394,20 @@ class Difference:
     seeds: int
 
     @property
-    def counts(self) -> bool:
+    def beyond_two_deviations(self) -> bool:
         """Beyond two deviations of the difference (with three seeds a two-sided t-test at about 7 %)."""
         return self.seeds > 1 and abs(self.mean) > 2 * self.deviation
 
 
 def difference(ours: pd.Series, theirs: pd.Series) -> Difference | None:
-    """Paired by seed; None without a common one."""
+    """The difference of two methods, paired by seed.
+
+    Args:
+        ours: seed to value.
+        theirs: seed to value.
+
+    Returns: None where they have no seed in common.
+    """
     pairs = (ours - theirs).dropna()
     if not len(pairs):
         return None

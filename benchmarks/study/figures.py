@@ -39,7 +39,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the report."""
+    """A picture of the report, with the function that draws it."""
 
     name: str
     caption: str
@@ -273,7 +273,14 @@ PICTURES = (
 
 
 def draw_all(study: Study, folder: Path) -> list[Picture]:
-    """Write the pictures there are numbers for; returns them."""
+    """Draw every picture that the study has numbers for.
+
+    Args:
+        study: what has run so far.
+        folder: gets one PNG for each picture.
+
+    Returns: the pictures that were drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with matplotlib.rc_context(STYLE):

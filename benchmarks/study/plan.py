@@ -18,7 +18,7 @@ from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, with
 from pipelines.config.schema import METHOD_FIELDS
 
 Point = dict[str, Any]
-"""Dotted path to value; of one trial."""
+"""The settings of one trial: dotted path to value."""
 
 CARD = "study.json"
 EPSILONS = (0.1, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -30,12 +30,12 @@ ALPHA = 0.001
 RHOS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 PAIR_BUDGETS = (0.25, 0.5, 1.0, 1.5, 2.0)
 QUERIES = 100
-"""Of Square, a clip and ball: a check for masked gradients, not a search."""
+"""Queries of the Square attack for each clip and ball: enough to notice masked gradients, too few for a search."""
 TEST_CLIPS = 597
 TRIALS = 4
-"""Of the search, for every method."""
+"""Trials of the search, the same for every method."""
 WIDER_TRIALS = 2
-"""Of the wider search, for every method: beyond the edge of its learning rates where the best one lies there."""
+"""Trials of the wider search, the same for every method: see `wider_points`."""
 
 RATES = (0.02, 0.05, 0.1, 0.2)
 TWO_RATES = (0.05, 0.1)
@@ -71,7 +71,7 @@ CURVE_METHODS = ("jt", "ojt", "mmat", "crmt_step1", "crmt_jt", "crmt_mix", "crmt
 
 @dataclass(frozen=True)
 class Options:
-    """What may be shrunk; kept in the study's card, so that a resumed study is the same one."""
+    """The size of a study. Kept in its folder, so that a resumed study is the same one."""
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -88,7 +88,7 @@ class Options:
 
     @property
     def shrunken(self) -> bool:
-        """Whether a method, seed, phase, epoch or clip of the whole study is missing: not to be published as it."""
+        """Whether a method, seed, phase, epoch or clip of the whole study is missing; its report is not published."""
         whole = Options(tuple(method_names()))
         return (
             not set(whole.methods) <= set(self.methods)
@@ -99,7 +99,7 @@ class Options:
         )
 
     def command(self) -> str:
-        """The command that runs this study: every option that is not the default."""
+        """The command line that runs this study, with every option that is not the default."""
         whole, words = Options(tuple(method_names())), ["python -m benchmarks.study"]
         for name, value in asdict(self).items():
             if value == getattr(whole, name) or (name == "methods" and set(value) == set(whole.methods)):
@@ -139,10 +139,10 @@ class Phase:
     search: str | None
     """The search that its trials belong to; None: its models are measured."""
     values: dict[str, Any]
-    """Configuration fields, on top of avdigits' own."""
+    """Configuration fields that differ from those of tune_configs/avdigits.yaml."""
 
-    def of(self, options: Options) -> tuple[str, ...]:
-        """The methods of a study's phase."""
+    def methods_of(self, options: Options) -> tuple[str, ...]:
+        """The methods that take part in this phase of a study with these options."""
         if self.methods:
             return tuple(m for m in self.methods if m in options.methods)
         return tuple(m for m in options.methods if m not in LIPSCHITZ_ONLY)
@@ -164,12 +164,12 @@ _LIPSCHITZ = {
     "data.augment.pad": 2,
     "data.augment.time_shift": 6,
 }
-"""For all methods of the Lipschitz phases alike, and not the other phases' budget: `study_setup` says so in the report
-from the run cards."""
+"""The same for all methods of the Lipschitz phases. Other phases train otherwise: the report states the difference,
+which `setup.py` reads from the run cards."""
 _LIPSCHITZ_SEARCH = _SEARCH | _LIPSCHITZ | {"certify.certificates": ["lipschitz"]}
 """The certificate decides what step 2 maximises: the choice is made on the pipeline that is measured."""
 LIPSCHITZ_EPOCHS = 1.6
-"""Times as many as the other phases have."""
+"""Epochs of the Lipschitz phases, as a multiple of the other phases'."""
 PHASES = (
     Phase("search", "hyperparameters, on the validation split", (), None, "search", _SEARCH),
     Phase("search_wider", "two more learning rates around or beyond the best one", (), "search", "search", _SEARCH),
@@ -255,7 +255,10 @@ UNAUDITED = ("rho", "curves")
 
 
 def study_methods(wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """All methods, or those that are asked for.
+    """The methods that are asked for, or all.
+
+    Args:
+        wanted: names; None or empty means all methods.
 
     Raises:
         BadInputError: no such method.
@@ -266,7 +269,7 @@ def study_methods(wanted: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def phases_of(options: Options) -> list[Phase]:
-    """The phases of a study that have a method and, if asked for, those alone, in order.
+    """The phases of a study, in order: those that are asked for, or all, as far as a method takes part in them.
 
     Raises:
         BadInputError: an unknown phase, or one without the search that it needs.
@@ -278,7 +281,7 @@ def phases_of(options: Options) -> list[Phase]:
         needs = BY_NAME[name].needs
         if needs and needs not in asked:
             raise BadInputError(f"phase {name!r} needs the choice made in {needs!r}: add it to --phases")
-    return [p for p in PHASES if p.name in asked and p.of(options)]
+    return [p for p in PHASES if p.name in asked and p.methods_of(options)]
 
 
 def search_points(phase: Phase, method: str) -> list[Point]:
@@ -293,8 +296,11 @@ def search_points(phase: Phase, method: str) -> list[Point]:
 
 
 def wider_points(phase: Phase, best: Point) -> list[Point]:
-    """Two more learning rates for the best point of a search: beyond the edge of its grid where it lies there, so that
-    no method is judged by where its grid happened to end, else between its neighbours."""
+    """Two more learning rates for the best point of a search.
+
+    They lie beyond the edge of the grid where the best one is at that edge, so that no method is judged by where its
+    grid happened to end; otherwise they lie between the best one's neighbours.
+    """
     grid = [point["train.lr"] for point in search_points(phase, best["train.method"])]
     lr = best["train.lr"]
     factors = (2.0, 4.0) if lr == max(grid) else (0.5, 0.25) if lr == min(grid) else (2**-0.5, 2**0.5)
@@ -308,7 +314,7 @@ def points_of(phase: Phase, options: Options, chosen: dict[str, Point]) -> list[
         chosen: method to the point that its search chose; not used by a first search.
     """
     found: list[Point] = []
-    for method in phase.of(options):
+    for method in phase.methods_of(options):
         if phase.needs is None:
             found += [{**point, "train.seed": options.seeds[0]} for point in search_points(phase, method)]
         elif method in chosen and phase.search:
@@ -321,7 +327,7 @@ def points_of(phase: Phase, options: Options, chosen: dict[str, Point]) -> list[
 
 
 def configuration(phase: Phase, options: Options, points: list[Point]) -> RunConfig:
-    """The configuration of a phase's sweep: every point is tried once, and nothing else.
+    """The configuration of a phase's sweep, which tries every point once and nothing else.
 
     Raises:
         BadInputError: a value that the configuration does not admit.
@@ -382,8 +388,10 @@ class Tried:
     seconds: float
 
 
-def searched(trials: pd.DataFrame, points: list[Point]) -> list[Tried]:
-    """What each point of a search reached, from the `trials` table alone: numbers of the test split decide nothing.
+def search_results(trials: pd.DataFrame, points: list[Point]) -> list[Tried]:
+    """What each point of a search reached on the validation split.
+
+    Only the `trials` table is read, so numbers of the test split cannot decide anything.
 
     Raises:
         CRMTError: a trial was not judged on the validation split.
@@ -401,7 +409,7 @@ def searched(trials: pd.DataFrame, points: list[Point]) -> list[Tried]:
     return found
 
 
-def choice(found: Sequence[Tried]) -> dict[str, Point]:
+def chosen_points(found: Sequence[Tried]) -> dict[str, Point]:
     """Each method's best point on the validation split, without its seed; of equal ones the first."""
     best: dict[str, Tried] = {}
     for tried in found:
@@ -419,8 +427,15 @@ def points_in(config: RunConfig) -> list[Point]:
     return config.start_points()
 
 
-def joining(points: list[Point], planned: list[Point]) -> list[Point]:
-    """Of a phase's points those of methods that none of its sweeps has, each with the fields that these points use."""
+def points_of_new_methods(points: list[Point], planned: list[Point]) -> list[Point]:
+    """The points of methods that joined the study after a phase had been planned.
+
+    Args:
+        points: all points of the phase.
+        planned: the points that its sweeps already have.
+
+    Returns: those of methods that no sweep has, each with only the fields that one of them uses.
+    """
     known = {point["train.method"] for point in planned}
     new = [point for point in points if point["train.method"] not in known]
     fields = [path for path in (new[0] if new else {}) if any(point[path] is not None for point in new)]

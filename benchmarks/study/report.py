@@ -8,18 +8,26 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.study.answers import DIFFERENCE_RULE, answers
 from benchmarks.study.data import FEWER, Study, title
 from benchmarks.study.figures import Picture, draw_all
 from benchmarks.study.plan import BY_NAME, TRIALS, WIDER_TRIALS
-from benchmarks.study.setup import apart, epochs_text, setup_table
-from benchmarks.study.tables import FOOTNOTE, all_tables, settings_text
-from benchmarks.study.words import BEYOND, answers, listed
+from benchmarks.study.setup import epochs_text, setup_differences, setup_table
+from benchmarks.study.summary import NEXT_HEADING, summarise
+from benchmarks.study.tables import FOOTNOTE, all_tables, listed, settings_text
 
+TITLE = "# The study: what CRMT does on avdigits"
 SPACE = "ℓ2 distances in video pixels in [0, 1] and standardised log-mel"
 
 
 def build(study: Study, results: Path | None) -> str:
-    """The report as Markdown; with `results`, also written there: study.md, study/*.png and study/*.csv."""
+    """The report as Markdown.
+
+    Args:
+        study: what has run so far.
+        results: a folder that gets study.md, study/*.png and study/*.csv, in place of those of an earlier report; None
+            writes nothing.
+    """
     tables = all_tables(study)
     pictures: list[Picture] = []
     if results is not None:
@@ -28,17 +36,17 @@ def build(study: Study, results: Path | None) -> str:
         pictures = draw_all(study, folder)
         for table in tables:
             table.raw.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g")
-    parts = [_head(study), _missing(study)]
+    parts = [TITLE, summarise({t.name: t.raw for t in tables}), _what_was_run(study), _missing(study)]
     if found := answers(study):
         footnote = f" {FOOTNOTE}" if any(FEWER in line for _, lines in found for line in lines) else ""
-        parts.append(f"## Answers\n\nMade by rule from the numbers below. {BEYOND}{footnote}")
+        parts.append(f"## Answers\n\nMade by rule from the numbers below. {DIFFERENCE_RULE}{footnote}")
         parts += [f"### {question}\n\n" + "\n".join(f"- {line}" for line in lines) for question, lines in found]
     if tables:
         parts += ["## Tables\n\nMean ± deviation over seeds.", *(table.markdown().rstrip() for table in tables)]
     if pictures:
         parts.append("## Pictures")
         parts += [f"![{p.name}](study/{p.name}.png)\n\n{p.caption}" for p in pictures]
-    parts += [_how(study), _provenance(study)]
+    parts += [_how_it_was_measured(study), _provenance(study)]
     text = "\n\n".join(p for p in parts if p) + "\n"
     if results is not None:
         (results / "study.md").write_text(text)
@@ -46,15 +54,15 @@ def build(study: Study, results: Path | None) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """No picture or table of an earlier report stays beside the new ones."""
+    """Delete the pictures and tables of an earlier report."""
     for old in [*folder.glob("*.csv"), *folder.glob("*.png")]:
         old.unlink()
 
 
-def _head(study: Study) -> str:
+def _what_was_run(study: Study) -> str:
     options, epochs = study.options, epochs_text(study)
     return (
-        "# The study: what CRMT does on avdigits\n\n"
+        f"{NEXT_HEADING}\n\n"
         f"`{options.command()}`: {len(options.methods)} training methods, {epochs + ', ' if epochs else ''}seeds "
         f"{', '.join(map(str, options.seeds))}; attacks on {options.samples} test clips, "
         f"radii of all of them; budgets and radii are {SPACE}."
@@ -63,7 +71,7 @@ def _head(study: Study) -> str:
 
 
 def _missing(study: Study) -> str:
-    """What a complete study would have besides."""
+    """A list of what the study has not measured, with the errors of failed trials; empty for a complete study."""
     lines = []
     for name, run in study.runs.items():
         planned, there = len(run.planned), len(run.trials)
@@ -86,14 +94,14 @@ def _missing(study: Study) -> str:
 def _unchosen(study: Study, phase: str) -> list[str]:
     run = study.runs[phase]
     chosen = study.chosen.get(str(run.phase.needs), {})
-    return [title(m) for m in run.phase.of(study.options) if m not in chosen]
+    return [title(m) for m in run.phase.methods_of(study.options) if m not in chosen]
 
 
-def _how(study: Study) -> str:
+def _how_it_was_measured(study: Study) -> str:
     parts = ["## How it was measured"]
     if table := setup_table(study):
         parts += ["How each phase trained, from its run card:", table]
-    return "\n\n".join([*parts, "".join(f"- {sentence}\n" for sentence in apart(study)) + _rules()])
+    return "\n\n".join([*parts, "".join(f"- {sentence}\n" for sentence in setup_differences(study)) + _rules()])
 
 
 def _rules() -> str:
@@ -109,7 +117,7 @@ def _rules() -> str:
         "each step.\n"
         "- Smoothing trains with Gaussian noise, its deviation in the table, with the hyperparameters of the main "
         "search, and certifies with the same noise.\n"
-        "- What is called estimated is no certificate; what is called certified is sound (smoothing: with 99.9 % a "
+        "- What is called estimated is no certificate; what is called certified is proven (smoothing: with 99.9 % a "
         "clip)."
     )
 
@@ -134,7 +142,7 @@ def _provenance(study: Study) -> str:
 
 
 def commits(card: dict[str, Any]) -> str:
-    """The commits of a run's sessions."""
+    """The commits that a run's sessions started from, each once."""
     sessions = [card, *card.get("sessions", [])]
     return ", ".join(
         dict.fromkeys(str(s["commit"])[:12] + (" with changes" if s.get("dirty") else "") for s in sessions)
@@ -142,7 +150,7 @@ def commits(card: dict[str, Any]) -> str:
 
 
 def _wall(card: dict[str, Any], trials: pd.DataFrame) -> str:
-    """From the first trial's start to the last one's end; a pause between sessions counts, and is said."""
+    """Minutes from the first trial's start to the last one's end; a pause between sessions counts, and is named."""
     if not len(trials):
         return "–"
     starts = [datetime.fromisoformat(str(s)).timestamp() for s in trials.started]

@@ -1,4 +1,4 @@
-"""How each phase of a study trained, read from its run card, and where phases differ: so the report cannot drift."""
+"""How each phase of a study trained, and where phases differ. Read from the run cards, so that it stays true."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECTIONS = ("train", "model", "augment")
 
 
 def setup_of(config: dict[str, Any]) -> dict[str, str]:
-    """What all trials of a run have in common, one text for each of `COLUMNS`."""
+    """The settings that all trials of a run share: each of `COLUMNS` to its text."""
     train, model, augment = config["train"], config["model"], config["data"]["augment"]
     momentum = f", momentum {train['momentum']:g}" if train["optimizer"] == "sgd" else ""
     texts = (
@@ -20,35 +20,35 @@ def setup_of(config: dict[str, Any]) -> dict[str, str]:
         f"{train['weight_decay']:g}",
         str(model["features"]),
         _by_modality(model["encoders"]),
-        ", ".join(_said(name, value) for name, value in _effective(augment).items()) or "none",
+        ", ".join(_setting_text(name, value) for name, value in _switched_on(augment).items()) or "none",
         _by_modality(train["noise"]) or "none",
         ", ".join(config["certify"]["certificates"]),
     )
     return dict(zip(COLUMNS, texts, strict=True))
 
 
-def _effective(augment: dict[str, Any]) -> dict[str, Any]:
-    """What of the augmentation is on; `ratio` belongs to `scale`."""
+def _switched_on(augment: dict[str, Any]) -> dict[str, Any]:
+    """The augmentations that are on. `ratio` has an effect only with `scale`."""
     return {name: value for name, value in augment.items() if value and (name != "ratio" or augment.get("scale"))}
 
 
 def _by_modality(values: dict[str, Any]) -> str:
     """`small_resnet` where all modalities have the same; else `0.5 (video), 1 (audio)`."""
-    texts = {m: _plain(v) for m, v in values.items()}
+    texts = {m: _value_text(v) for m, v in values.items()}
     same = set(texts.values())
     return same.pop() if len(same) == 1 else ", ".join(f"{text} ({m})" for m, text in texts.items())
 
 
-def _plain(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def _said(name: str, value: Any) -> str:
-    return name if value is True else f"{name} {_plain(value)}"
+def _setting_text(name: str, value: Any) -> str:
+    return name if value is True else f"{name} {_value_text(value)}"
 
 
 def setup_table(study: Study) -> str:
-    """One row a phase that has begun, as Markdown; empty without one."""
+    """A Markdown table with a row for each phase that has begun; empty before the first."""
     rows = [(name, setup_of(run.card["config"])) for name, run in study.runs.items() if run.card is not None]
     if not rows:
         return ""
@@ -56,7 +56,7 @@ def setup_table(study: Study) -> str:
     return "\n".join([*lines, *("| " + " | ".join([name, *texts.values()]) + " |" for name, texts in rows)])
 
 
-def _leaves(config: dict[str, Any]) -> dict[str, Any]:
+def _flat_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Every setting of training, model and augmentation: dotted path to value."""
     found: dict[str, Any] = {}
 
@@ -74,22 +74,24 @@ def _leaves(config: dict[str, Any]) -> dict[str, Any]:
 
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """`epochs 32 instead of 20`, for every setting that two runs do not share and neither of them searched."""
-    mine, theirs = _leaves(config), _leaves(other)
+    mine, theirs = _flat_settings(config), _flat_settings(other)
     searched = {*config["search"], *other["search"]}
     found = []
     for path in dict.fromkeys([*mine, *theirs]):
         here, there = mine.get(path), theirs.get(path)
         if here == there or path in searched:
             continue
-        text = f"{path.partition('.')[2]} {_plain(here)}" + ("" if there is None else f" instead of {_plain(there)}")
+        text = f"{path.partition('.')[2]} {_value_text(here)}" + (
+            "" if there is None else f" instead of {_value_text(there)}"
+        )
         if path == "train.epochs":
             text += f" ({here / there:.3g} times as many)"
         found.append(text)
     return found
 
 
-def apart(study: Study) -> list[str]:
-    """A sentence on the phases that trained otherwise than the first one, those that did alike together."""
+def setup_differences(study: Study) -> list[str]:
+    """For each group of phases that trained otherwise than the first phase, one sentence on how."""
     configs = {name: run.card["config"] for name, run in study.runs.items() if run.card is not None}
     if not configs:
         return []
@@ -106,7 +108,7 @@ def apart(study: Study) -> list[str]:
 
 
 def epochs_text(study: Study) -> str:
-    """`20 epochs each`, or which phases had how many; empty before the first phase."""
+    """`20 epochs each`, or how many epochs which phases had; empty before the first phase."""
     found: dict[int, list[str]] = {}
     for name, run in study.runs.items():
         if run.card is not None:
@@ -116,15 +118,15 @@ def epochs_text(study: Study) -> str:
     return "; ".join(f"{epochs} epochs each in {', '.join(names)}" for epochs, names in found.items())
 
 
-def advantage(study: Study, phase: str, other: str) -> str:
-    """`trained longer, 32 epochs against 20, with augmentation`: what a phase's models had that another's had not."""
+def training_advantage(study: Study, phase: str, other: str) -> str:
+    """What a phase's training had that another's had not: `trained longer, 32 epochs against 20, with augmentation`."""
     cards = [study.runs[name].card if name in study.runs else None for name in (phase, other)]
     if cards[0] is None or cards[1] is None:
         return ""
     mine, theirs = (card["config"] for card in cards if card is not None)
     epochs, fewer = mine["train"]["epochs"], theirs["train"]["epochs"]
     words = [f"trained longer, {epochs} epochs against {fewer}"] if epochs > fewer else []
-    augmented = [_effective(config["data"]["augment"]) for config in (mine, theirs)]
+    augmented = [_switched_on(config["data"]["augment"]) for config in (mine, theirs)]
     if augmented[0] and augmented[0] != augmented[1]:
         words.append("with other augmentation" if augmented[1] else "with augmentation")
     return ", ".join(words)

@@ -1,4 +1,4 @@
-"""The study's tables: what stands in them, as Markdown and as rows for CSV."""
+"""The study's tables, each as Markdown for the report and as rows for a CSV file."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.data import FEWER, Study, audits, difference, ordered_methods, summary, title
+from benchmarks.study.data import FEWER, Study, audits, difference, means_and_deviations, ordered_methods, title
 from benchmarks.study.plan import RHOS, Point
 
 MODALITIES = ("video", "audio")
-NONE = "–"
+NO_VALUE = "–"
 FOOTNOTE = f"{FEWER} rests on fewer seeds than planned."
 LONGEST_NUMBER = 40
-"""Longer cells are text, and stand on the left."""
+"""A column with a longer cell is text, and is aligned on the left."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: Markdown for people, rows for machines."""
+    """One table of the report."""
 
     name: str
-    """Of its CSV file."""
+    """The name of its CSV file, without the ending."""
     heading: str
     note: str
     columns: list[str]
@@ -32,6 +32,7 @@ class Table:
     raw: pd.DataFrame
 
     def markdown(self) -> str:
+        """Heading, note and table."""
         if not self.rows:
             return f"### {self.heading}\n\nNothing yet.\n"
         numeric = [all(len(row[i]) < LONGEST_NUMBER for row in self.rows) for i in range(1, len(self.columns))]
@@ -45,32 +46,37 @@ class Table:
         return f"### {self.heading}\n\n{self.note}\n\n" + "\n".join(lines) + "\n"
 
 
+def listed(words: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def cell(mean: float | None, deviation: float | None, digits: int = 1) -> str:
-    """`mean ± deviation`; without a deviation where one seed ran."""
+    """`97.9 ± 0.5`; without the deviation where it is unknown, a dash where the mean is."""
     if mean is None or math.isnan(mean):
-        return NONE
+        return NO_VALUE
     if deviation is None or math.isnan(deviation):
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def signed(mean: float, deviation: float, digits: int = 1) -> str:
-    """The same of a difference."""
+    """`+1.8 ± 0.4`: the cell of a difference; one that rounds to 0 has a plus."""
     text = cell(abs(mean), deviation, digits)
     nothing = text.partition(" ")[0] == f"{0:.{digits}f}"
     return ("−" if mean < 0 and not nothing else "+") + text
 
 
 def marked(study: Study, text: str, seeds: float) -> str:
-    """A cell, marked where it rests on fewer seeds than planned."""
-    return text if text == NONE else text + study.mark(seeds)
+    """The text of a cell, with a mark where it rests on fewer seeds than planned."""
+    return text if text == NO_VALUE else text + study.mark(seeds)
 
 
-def _of_numbers(
+def _methods_by_numbers(
     study: Study, phase: str, name: str, heading: str, note: str, numbers: dict[str, tuple[str, int]]
 ) -> Table:
-    """Methods down, numbers across. `numbers`: number to column name and digits."""
-    found = summary(study, phase, list(numbers))
+    """A table with a row for each method. `numbers`: number to the name of its column and its digits."""
+    found = means_and_deviations(study, phase, list(numbers))
     rows = []
     for method, values in found.iterrows():
         cells = [
@@ -81,10 +87,12 @@ def _of_numbers(
     used = {n for n in numbers if len(found) and found[n, "mean"].notna().any()}
     keep = [0, *(i + 1 for i, n in enumerate(numbers) if n in used)]
     columns = ["", *(c for c, _ in numbers.values())]
-    return Table(name, heading, note, [columns[i] for i in keep], [[r[i] for i in keep] for r in rows], _long(found))
+    return Table(
+        name, heading, note, [columns[i] for i in keep], [[r[i] for i in keep] for r in rows], _long_form(found)
+    )
 
 
-def _long(found: pd.DataFrame) -> pd.DataFrame:
+def _long_form(found: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for method, values in found.iterrows():
         for number in dict.fromkeys(found.columns.get_level_values(0)):
@@ -95,18 +103,18 @@ def _long(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def joint_table(study: Study) -> Table:
-    """Clean accuracy and joint attacks."""
+    """Accuracy on clean clips and with all modalities attacked."""
     numbers = {"clean": ("clean", 1)}
     for attack in ("fgm", "pgd", "auto"):
         numbers |= {
             f"{attack}:joint:{e}": (f"{attack.upper() if attack != 'auto' else attack} {e}", 1) for e in ("0.5", "1")
         }
     note = "Accuracy in %: all test clips clean, then the attacked clips in the joint ball of ε .5 and 1."
-    return _of_numbers(study, "final", "joint", "Both modalities attacked", note, numbers)
+    return _methods_by_numbers(study, "final", "joint", "Both modalities attacked", note, numbers)
 
 
 def single_table(study: Study) -> Table:
-    """One modality attacked, missing, or alone."""
+    """Accuracy with one modality attacked, missing, or alone."""
     numbers = {f"auto:{m}:{e}": (f"{m} attacked {e}", 1) for m in MODALITIES for e in ("0.5", "1")}
     numbers |= {f"missing:{m}": (f"{m} missing", 1) for m in MODALITIES}
     numbers |= {f"unimodal:{m}": (f"by {m}'s scores", 1) for m in MODALITIES}
@@ -114,18 +122,18 @@ def single_table(study: Study) -> Table:
         "Accuracy in %: `auto` on one modality alone; one modality replaced by its mean; and the prediction of one "
         "modality's scores. A model that ignores a modality looks robust to attacks on it: read the last columns too."
     )
-    return _of_numbers(study, "final", "single", "One modality attacked, missing or alone", note, numbers)
+    return _methods_by_numbers(study, "final", "single", "One modality attacked, missing or alone", note, numbers)
 
 
 def radius_table(study: Study) -> Table:
-    """Estimated radii, the ratio of indicators, and the audit."""
+    """Mean estimated radii, the ratio of the vulnerability indicators, and how often an attack broke a radius."""
     numbers = {f"mean_radius:estimate:{b}": (f"mean radius, {b}", 2) for b in ("joint", *MODALITIES)}
     numbers |= {"indicator_ratio:estimate": ("η video / audio", 2)}
     note = (
         "The ESTIMATED radius (the paper's; not a certificate) and its audit: the share of audited radii inside which "
         "`auto` changed the prediction, all balls and seeds together."
     )
-    table = _of_numbers(study, "final", "radius", "Estimated radius", note, numbers)
+    table = _methods_by_numbers(study, "final", "radius", "Estimated radius", note, numbers)
     return _with_audit(table, study, "final", "estimate")
 
 
@@ -139,7 +147,7 @@ def _with_audit(table: Table, study: Study, phase: str, certificate: str) -> Tab
     for row in table.rows:
         method = names.get(row[0].removesuffix(", step 1").removesuffix(", step 2"))
         broken = "step 1" not in row[0] and method in found.index
-        text = rate(*found.loc[method, ["violated", "audited"]]) if broken else NONE
+        text = rate(*found.loc[method, ["violated", "audited"]]) if broken else NO_VALUE
         rows.append([*row, marked(study, text, seeds.get(method, 0))])
     raw = (
         found.reset_index()
@@ -151,7 +159,8 @@ def _with_audit(table: Table, study: Study, phase: str, certificate: str) -> Tab
 
 
 def rate(violated: float, audited: float) -> str:
-    return f"{violated:.0f} of {audited:.0f} ({100 * violated / audited:.1f} %)" if audited else NONE
+    """`11 of 2865 (0.4 %)`."""
+    return f"{violated:.0f} of {audited:.0f} ({100 * violated / audited:.1f} %)" if audited else NO_VALUE
 
 
 STEP_NUMBERS = {
@@ -164,7 +173,7 @@ STEP_NUMBERS = {
 
 
 def step_table(study: Study) -> Table:
-    """What step 2 changes, model by model."""
+    """What step 2 changes, each model before and after it."""
     rows, raw = [], []
     for method in study.methods("final"):
         cells = []
@@ -173,13 +182,13 @@ def step_table(study: Study) -> Table:
             after = study.values("final", method, number, "step2")
             found = difference(after, before)
             if found is None:
-                cells.append(NONE)
+                cells.append(NO_VALUE)
                 continue
             change = signed(found.mean, found.deviation, digits)
             text = f"{before.mean():.{digits}f} ▸ {after.mean():.{digits}f} ({change})"
             cells.append(marked(study, text, found.seeds))
             raw.append((method, number, before.mean(), after.mean(), found.mean, found.deviation, found.seeds))
-        if any(c != NONE for c in cells):
+        if any(c != NO_VALUE for c in cells):
             rows.append([title(method), *cells])
     names = ["method", "number", "step1", "step2", "change", "deviation", "seeds"]
     note = "After step 1 ▸ after step 2 (change ± its deviation over seeds), the same model before and after."
@@ -201,7 +210,7 @@ CONTRASTS = (
     ("crmt_step1", "ojt", "the log term per modality"),
     ("crmt_step2", "ojt", "step 2, and what two searches chose apart; step 2 alone: the table of what it changes"),
 )
-"""Ours, theirs, and what is between them."""
+"""Two methods and what the first adds to the second."""
 CONTRAST_NUMBERS = {
     "clean": "clean",
     "auto:joint:0.5": "joint .5",
@@ -221,12 +230,12 @@ def contrast_table(study: Study) -> Table:
         for number in CONTRAST_NUMBERS:
             found = difference(study.values("final", ours, number), study.values("final", theirs, number))
             if found is None:
-                cells.append(NONE)
+                cells.append(NO_VALUE)
                 continue
             text = signed(found.mean, found.deviation)
-            cells.append(marked(study, f"**{text}**" if found.counts else text, found.seeds))
-            raw.append((ours, theirs, number, found.mean, found.deviation, found.seeds, found.counts))
-        if any(c != NONE for c in cells):
+            cells.append(marked(study, f"**{text}**" if found.beyond_two_deviations else text, found.seeds))
+            raw.append((ours, theirs, number, found.mean, found.deviation, found.seeds, found.beyond_two_deviations))
+        if any(c != NO_VALUE for c in cells):
             rows.append([f"{title(ours)} less {title(theirs)}: {meaning}", *cells])
     names = ["method", "against", "number", "mean", "deviation", "seeds", "beyond_two_deviations"]
     note = (
@@ -239,7 +248,7 @@ def contrast_table(study: Study) -> Table:
 
 
 def certified_table(study: Study, phase: str) -> Table:
-    """Certified accuracy of a sound certificate, after each step."""
+    """Certified accuracy with a proven radius, after each step. `phase` is also the name of the certificate."""
     numbers = {"clean": ("clean", 1)}
     numbers |= {f"certified:{phase}:joint:{e}": (f"certified {e}", 1) for e in ("0.25", "0.5", "0.75", "1")}
     numbers |= {f"certified:{phase}:{m}:0.5": (f"{m} .5", 1) for m in MODALITIES}
@@ -252,7 +261,7 @@ def certified_table(study: Study, phase: str) -> Table:
         for stage in stages:
             values = {n: study.values(phase, method, n, stage) for n in numbers}
             cells = [
-                marked(study, cell(v.mean(), v.std(), numbers[n][1]) if len(v) else NONE, len(v))
+                marked(study, cell(v.mean(), v.std(), numbers[n][1]) if len(v) else NO_VALUE, len(v))
                 for n, v in values.items()
             ]
             rows.append([title(method) + (f", step {stage[-1]}" if len(stages) > 1 else ""), *cells])
@@ -290,11 +299,11 @@ def search_table(study: Study) -> Table:
             texts = []
             for t in mine:
                 picked = best is not None and all(t.point.get(p) == v for p, v in best.items())
-                text = f"{settings_text(t.point)}: {NONE if t.value is None else f'{100 * t.value:.1f}'}"
+                text = f"{settings_text(t.point)}: {NO_VALUE if t.value is None else f'{100 * t.value:.1f}'}"
                 texts.append(f"**{text}**" if picked else text)
                 raw.append((search, method, settings_text(t.point), t.value, picked, t.seconds))
             seconds = [t.seconds for t in mine if t.value is not None]
-            time = f"{statistics.median(seconds):.0f}" if seconds else NONE
+            time = f"{statistics.median(seconds):.0f}" if seconds else NO_VALUE
             label = title(method) + (" (1-Lipschitz)" if search == "lipschitz_search" else "")
             rows.append([label, "; ".join(texts), time])
             rates = [t.point["train.lr"] for t in mine]
@@ -314,7 +323,7 @@ def search_table(study: Study) -> Table:
 
 
 def settings_text(point: Point) -> str:
-    """`lr .05, rho 2`."""
+    """The settings of a point in a few words: `lr 0.05, rho 2`."""
     skipped = ("train.method", "train.seed")
     words = [f"{p.rpartition('.')[2]} {v:g}" for p, v in point.items() if v is not None and p not in skipped]
     return ", ".join(words)
@@ -333,7 +342,8 @@ def rho_table(study: Study) -> Table:
         if any(len(v) for v in values.values()):
             digits = {n: 2 if "radius" in n else 1 for n in values}
             cells = [
-                marked(study, cell(v.mean(), v.std(), digits[n]) if len(v) else NONE, len(v)) for n, v in values.items()
+                marked(study, cell(v.mean(), v.std(), digits[n]) if len(v) else NO_VALUE, len(v))
+                for n, v in values.items()
             ]
             rows.append([f"{rho:g}", *cells])
             raw += [(rho, n, v.mean(), v.std(), len(v)) for n, v in values.items() if len(v)]
@@ -345,7 +355,7 @@ def rho_table(study: Study) -> Table:
 
 
 def all_tables(study: Study) -> list[Table]:
-    """In the order of the report; a table without a row is left out."""
+    """All tables in the order of the report, without those that have no row yet."""
     tables = [joint_table(study), single_table(study), radius_table(study), contrast_table(study), step_table(study)]
     tables += [certified_table(study, phase) for phase in ("lipschitz", "smoothing")]
     tables += [rho_table(study), search_table(study)]

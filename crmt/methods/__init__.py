@@ -24,15 +24,18 @@ DOOR = Door("a training method", "crmt.methods", "METHOD", shared=("base",))
 
 
 def method_names() -> list[str]:
-    """The names of all methods."""
+    """The names of all methods of this folder."""
     return DOOR.names()
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a method.
 
+    Args:
+        name: one of `method_names()`, or `package.module:Name` of the user's own.
+
     Raises:
-        BadInputError: no such method; the message lists ours.
+        BadInputError: no such method, or no class that derives from `Method`; the message lists ours.
     """
     kind: type[Method] = DOOR.find(name)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
@@ -41,7 +44,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def parameters_of_all() -> dict[str, list[str]]:
-    """Every hyperparameter of any method, with the titles of those that have it."""
+    """Each hyperparameter of our methods, to the titles of the methods that have it."""
     found: dict[str, list[str]] = {}
     for name in method_names():
         for parameter in method_class(name).parameters():

@@ -1,4 +1,4 @@
-"""What several methods share: checks of hyperparameters, losses with their parts, mixing, and training attacks."""
+"""Shared by several methods: checks of hyperparameters, losses with their parts, mixing, and training attacks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,17 @@ from crmt.model import MultiModalModel, Output, evaluating
 
 
 def require(name: str, value: float, *, at_least: float = -inf, above: float = -inf, below: float = inf) -> None:
-    """Refuse a hyperparameter outside its range.
+    """Refuse a hyperparameter that is not finite or outside its range.
+
+    Args:
+        name: the hyperparameter, without `train.`.
+        value: its value.
+        at_least: the smallest value allowed.
+        above: a bound that is not allowed itself.
+        below: a bound that is not allowed itself.
 
     Raises:
-        BadInputError: names the setting, its value and what it may be.
+        BadInputError: names the setting, its value and its range.
     """
     if isfinite(value) and value >= at_least and above < value < below:
         return
@@ -37,20 +44,31 @@ def require(name: str, value: float, *, at_least: float = -inf, above: float = -
 
 
 def cross_entropy_loss(output: Output, labels: Tensor) -> LossTerms:
-    """CE(h, y)."""
+    """Cross-entropy, CE(h, y).
+
+    Args:
+        output: of the training forward pass.
+        labels: y, `(B,)`.
+    """
     entropy = F.cross_entropy(output.logits, labels)
     return LossTerms(entropy, {"cross_entropy": entropy}, output)
 
 
 def margin_loss(output: Output, labels: Tensor, rho: float) -> LossTerms:
-    """L1 of CRMT: CE(h, y) + ρ · log Σ_m Σ_{k≠y} exp(s_k^(m) − s_y^(m)), with the floor inside the logarithm."""
+    """L1 of CRMT: CE(h, y) + ρ · log Σ_m Σ_{k≠y} exp(s_k^(m) − s_y^(m)), with the floor inside the logarithm.
+
+    Args:
+        output: of the training forward pass.
+        labels: y, `(B,)`.
+        rho: ρ, the weight of the margin term.
+    """
     entropy = F.cross_entropy(output.logits, labels)
     margin = margin_regulariser(output.scores, labels)
     return LossTerms(entropy + rho * margin, {"cross_entropy": entropy, "margin_term": margin}, output)
 
 
 def common_seed(step: Step, below: int) -> int:
-    """A seed drawn from the step's generator, the same on every worker."""
+    """A random number in [0, below), the same on every worker, though each worker's generator differs."""
     drawn = torch.randint(below, (1,), generator=step.generator)
     return int(sum_over_ranks(drawn.to(step.labels.device))) % below
 
@@ -69,7 +87,14 @@ class Mixed:
 
 
 def mixed(step: Step, alpha: float) -> Mixed:
-    """One λ ~ Beta(α, α), the same on every worker, and one permutation of this worker's clips, for all modalities."""
+    """Mix a batch with a permutation of itself.
+
+    λ ~ Beta(α, α) is the same on every worker. The permutation is of this worker's clips, the same for every modality.
+
+    Args:
+        step: gives inputs, labels and the generator.
+        alpha: α, above 0.
+    """
     mix = float(np.random.default_rng(common_seed(step, 2**62)).beta(alpha, alpha))
     order = torch.randperm(len(step.labels), generator=step.generator).to(step.labels.device)
     inputs = {m: mix * x + (1 - mix) * x[order] for m, x in step.inputs.items()}
@@ -77,11 +102,20 @@ def mixed(step: Step, alpha: float) -> Mixed:
 
 
 def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball, steps: int) -> Inputs:
-    """Training inputs that maximise the cross-entropy: ℓ2 PGD from x, `steps` steps of 2.5 ε / steps, the last point.
+    """Training inputs that raise the cross-entropy: the last point of ℓ2 PGD from x, with steps of 2.5 ε / steps.
 
-    Not `crmt.attacks.pgd`: that returns the point of least margin among all that it saw, where training takes the last
-    (Madry et al., ICLR 2018). The encoders are in evaluation mode, so that batch-norm statistics see training batches
-    only.
+    This is not `crmt.attacks.pgd`, which returns the point of least margin among all that it saw; training takes the
+    last one (Madry et al., ICLR 2018). The encoders are in evaluation mode, so that the statistics of batch norm come
+    from training batches alone.
+
+    Args:
+        model: the model in training.
+        inputs: every modality's input, `(B, *shape)`.
+        labels: y, `(B,)`.
+        ball: which modalities are attacked, and how far.
+        steps: gradient steps.
+
+    Returns: all inputs, those of attacked modalities moved.
     """
     clean = {m: inputs[m].detach() for m in model.modalities}
     attacked = {m: wide(clean[m]) for m in ball.attacked}
@@ -94,7 +128,7 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
                 logits = wide(model(clean | {m: leaf.clone() for m, leaf in leaves.items()}).logits)
                 # not F.cross_entropy: on a confident model its gradient is 0 in float32, or points a wrong way
                 loss = attack_loss("cross_entropy", logits, labels, None).sum()
-            if logits.shape[1] < 2:  # there is no other class
+            if logits.shape[1] < 2:  # with one class there is nothing to attack
                 break
             gradients = input_gradients(model, clean, loss, leaves)
             # a norm at 0 has a NaN gradient in many models: that direction is left out
@@ -104,6 +138,12 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
 
 
 def joint_adversarial(step: Step, epsilon: float, steps: int) -> Inputs:
-    """`adversarial` in the joint ball of radius ε over all modalities."""
+    """`adversarial` in the joint ball of radius ε over all modalities.
+
+    Args:
+        step: gives model, inputs and labels.
+        epsilon: ε, in the inputs' own spaces.
+        steps: gradient steps.
+    """
     ball = Ball.joint(step.model.modalities, epsilon)
     return adversarial(step.model, step.inputs, step.labels, ball, steps)

@@ -1,4 +1,4 @@
-"""What a training method is: a head, a loss for step 1, hooks around it, and whether step 2 follows."""
+"""The base class of training methods: a head, a loss for step 1, hooks around it, and whether step 2 follows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from crmt.modality import Batch
 from crmt.model import MultiModalModel, Output
 
 Forward = Callable[[Mapping[str, Tensor]], Output]
+"""A forward pass: modality to its inputs, to the model's output."""
 
 
 class LossTerms(NamedTuple):
@@ -29,19 +30,19 @@ class Step:
     """One step of training, as a method sees it."""
 
     model: MultiModalModel
-    """In training mode; for what is not the training forward pass, such as an attack."""
+    """In training mode. Use it for anything but the training forward pass, for example for an attack."""
     companion: nn.Module
-    """What `prepare` returned: parameters trained with the model, and buffers; none of it is in the final model."""
+    """What `prepare` returned. Its parameters are trained with the model's; none of it is in the saved model."""
     forward: Forward
-    """The training forward pass; with several workers the only one whose gradients are averaged over them."""
+    """The training forward pass. With several workers, only its gradients are averaged over them."""
     inputs: Mapping[str, Tensor]
-    """`(B, *shape)` in each modality's space."""
+    """Modality to its inputs, `(B, *shape)`, in the modality's space."""
     labels: Tensor
-    """`(B,)`."""
+    """Class numbers, `(B,)`."""
     epoch: int
-    """1-based."""
+    """Counted from 1."""
     generator: torch.Generator
-    """On the CPU; fixed by (seed, epoch, step, rank), so that a resumed run draws the same."""
+    """A generator on the CPU, fixed by (seed, epoch, step, rank), so that a resumed run draws the same numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,9 @@ class Epoch:
     model: MultiModalModel
     companion: nn.Module
     epoch: int
-    """1-based."""
+    """Counted from 1."""
     held_out: Callable[[], Iterable[Batch]]
-    """Labelled clips that are not trained on; empty where the caller gave none."""
+    """Gives labelled clips that are not trained on; none where the caller gave none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Method(ABC):
     """A training method. Its dataclass fields are its hyperparameters (`train.<field>` in a configuration)."""
 
     title: ClassVar[str]
-    """As in the paper's tables."""
+    """The method's name in tables and figures."""
     head: ClassVar[str]
     """A name in `crmt.heads.HEADS`."""
     step2: ClassVar[bool] = False
@@ -73,18 +74,34 @@ class Method(ABC):
         return tuple(f.name for f in fields(cls))
 
     def prepare(self, model: MultiModalModel) -> nn.Module:  # noqa: ARG002
-        """Called once before the first step, and before a state is resumed: may set up the model.
+        """Called once before training, also when it is resumed; may change and freeze parts of the model.
 
-        Returns: a companion whose parameters are trained with the model's and whose state is saved with them.
+        Args:
+            model: the model that will be trained.
+
+        Returns: a module whose parameters are trained with the model's and whose state is resumed with theirs.
         """
         return nn.Module()
 
     @abstractmethod
     def loss(self, step: Step) -> LossTerms:
-        """The loss of one training batch."""
+        """The loss of one training batch.
+
+        Args:
+            step: inputs, labels and the forward pass to use.
+        """
 
     def after_backward(self, step: Step, terms: LossTerms) -> None:  # noqa: B027
-        """Called between the backward pass and the optimiser's step: may change gradients."""
+        """Called between the backward pass and the optimiser's step; may change gradients.
+
+        Args:
+            step: the same as for `loss`.
+            terms: what `loss` returned.
+        """
 
     def after_epoch(self, epoch: Epoch) -> None:  # noqa: B027
-        """Called after every epoch, in evaluation mode and without gradients: may change the companion."""
+        """Called after every epoch, in evaluation mode and without gradients; may change the companion.
+
+        Args:
+            epoch: the finished epoch.
+        """

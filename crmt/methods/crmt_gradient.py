@@ -1,8 +1,9 @@
-"""CRMT-gradient: CRMT's step 1 against the worst case to first order, then step 2. Ours, not the paper's.
+"""CRMT-gradient: CRMT's step 1 with a penalty on the gradient by the inputs, then step 2. Ours, not the paper's.
 
-The margin regulariser of CRMT (arXiv 2402.06244) rewards margin, and scores that grow give it. On avdigits it makes the
-median margin of plain joint training three times as large (9 to 24), and the gradient by the inputs as well (8 to 21):
-their quotient, the distance to the decision boundary to first order, stays what it was. Here gradients are paid for.
+The margin regulariser of CRMT (arXiv 2402.06244) rewards a large margin, which the model can get from larger scores. On
+avdigits it makes the median margin of plain joint training three times as large (9 to 24), but the gradient by the
+inputs as well (8 to 21). Their quotient, to first order the distance to the decision boundary, stays what it was. Here
+the loss rises with the gradient, too.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class CRMTGradient(Method):
 
     ℓ_i + ε ‖∇_x ℓ_i‖ is, to first order, the largest ℓ_i in the joint ℓ2 ball of radius ε around x_i. Gradient
     penalties go back to Drucker and Le Cun ("Improving generalization performance using double backpropagation", 1992).
-    Batch norm is in training mode, so that the gradient of a clip's loss reaches its neighbours' inputs, too; they are
-    taken for its own.
+    Batch norm in training mode makes a clip's loss depend on the other clips of its batch, too; the gradient of the
+    whole batch's loss by a clip's inputs is taken for that of its own loss.
     """
 
     title = "CRMT-gradient"
@@ -46,7 +47,7 @@ class CRMTGradient(Method):
             terms.total * len(step.labels), list(inputs.values()), create_graph=True, materialize_grads=True
         )
         squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-        penalty = (squares + 1e-12).sqrt().mean()  # smooth where a clip has no gradient
+        penalty = (squares + 1e-12).sqrt().mean()  # the square root has no derivative at 0
         return LossTerms(terms.total + self.epsilon * penalty, {**terms.parts, "gradient_norm": penalty}, terms.output)
 
 

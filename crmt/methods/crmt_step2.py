@@ -12,7 +12,7 @@ from crmt.methods.base import LossTerms, Method, Step
 class CRMTStep2(Method):
     """L = CE(h(x), y) on an OrthogonalHead; then the integration weights are optimised for the radius.
 
-    Interpretation: none of its own; see `crmt.integration` for that of step 2.
+    Interpretation: see `crmt.integration` for that of step 2.
     """
 
     title = "CRMT-step-2"

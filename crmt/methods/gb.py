@@ -19,21 +19,25 @@ from crmt.methods.base import Epoch, LossTerms, Method, Step
 from crmt.model import MultiModalModel, Output
 
 LEAST_CHANGE = 0.01
-"""Smallest change of a loss, in nats, that the ratio takes for more than noise."""
+"""Nats. Smaller changes of a loss count as this much, so that noise decides no weight."""
 
 
 class Blend(nn.Module):
-    """Uni-modal classifiers, the weights of the M + 1 losses (the joint one last), and what they are made from."""
+    """Uni-modal classifiers and the weights of the M + 1 losses; the joint loss comes last in every tensor."""
 
     weights: Tensor
+    """w, `(M + 1,)`."""
     total: Tensor
+    """Sum of this epoch's training losses, `(M + 1,)`."""
     steps: Tensor
+    """Number of this epoch's training steps."""
     before: Tensor
+    """Training and held-out losses at the last change of the weights, `(2, M + 1)`."""
 
     def __init__(self, widths: dict[str, int], classes: int) -> None:
         super().__init__()
         self.heads = nn.ModuleDict({m: nn.Linear(d, classes) for m, d in widths.items()})
-        for parameter in self.heads.parameters():  # the same on every worker, and a loss of log K as `before` says
+        for parameter in self.heads.parameters():  # 0: the same on every worker, with the loss log K as in `before`
             nn.init.zeros_(parameter)
         losses = len(widths) + 1
         self.register_buffer("weights", torch.full((losses,), 1 / losses))
@@ -42,7 +46,12 @@ class Blend(nn.Module):
         self.register_buffer("before", torch.full((2, losses), log(classes)))
 
     def losses(self, output: Output, labels: Tensor) -> Tensor:
-        """Cross-entropy of each modality alone and, last, of the joint classifier, `(M + 1,)`."""
+        """Cross-entropy of each modality alone and, last, of the joint classifier, `(M + 1,)`.
+
+        Args:
+            output: of a forward pass.
+            labels: y, `(B,)`.
+        """
         each = [F.cross_entropy(head(output.features[m]), labels) for m, head in self.heads.items()]
         return torch.stack([*each, F.cross_entropy(output.logits, labels)])
 
@@ -53,11 +62,12 @@ class GB(Method):
 
     ΔG is how far the held-out loss fell during a super-epoch, ΔO how far the gap of held-out to training loss grew.
 
-    Interpretation: this is the online form, but w comes from the joint training itself, from these M + 1 losses at the
-    ends of super-epochs; the paper trains every classifier by itself for a super-epoch first, M + 1 times the cost.
-    Before training every loss counts as log K. The training loss is the mean over the last epoch's batches. |ΔO| and
-    ΔG are at least 0.01 nats, so no loss is dropped or takes everything by noise. Without held-out clips the weights
-    stay equal. The uni-modal heads live in the companion: the model that is saved has none.
+    Interpretation: this is the paper's online form, with one change. w comes from the joint training itself, from its
+    M + 1 losses at the ends of super-epochs; the paper trains every classifier by itself for a super-epoch first, at
+    M + 1 times the cost. Before training every loss counts as log K. The training loss is the mean over the last
+    epoch's batches. |ΔO| and ΔG are at least 0.01 nats, so that noise alone neither drops a loss nor gives it all the
+    weight. Without held-out clips the weights stay equal. The uni-modal heads are in the companion, not in the saved
+    model.
     """
 
     title = "GB"
@@ -107,7 +117,14 @@ def _held_out_losses(epoch: Epoch, blend: Blend) -> Tensor | None:
 
 
 def blend_weights(before: Tensor, now: Tensor) -> Tensor:
-    """w, `(M + 1,)`, from training and held-out losses, `(2, M + 1)`, at both ends of a super-epoch."""
+    """The weights of the losses after a super-epoch.
+
+    Args:
+        before: training and held-out losses at its beginning, `(2, M + 1)`.
+        now: the same at its end.
+
+    Returns: w, `(M + 1,)`, with sum 1.
+    """
     gain = (before[1] - now[1]).clamp_min(LEAST_CHANGE)
     overfit = ((now[1] - now[0]) - (before[1] - before[0])).abs().clamp_min(LEAST_CHANGE)
     ratio = gain / overfit.square()

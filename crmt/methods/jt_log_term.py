@@ -1,4 +1,4 @@
-"""Control: JT with CRMT's log term on the FUSED logits. Tells the regulariser's gain from that of its frame."""
+"""Control: JT with CRMT's log term on the FUSED logits. Shows what the term gains without the orthogonal head."""
 
 from __future__ import annotations
 

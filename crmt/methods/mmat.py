@@ -23,6 +23,7 @@ class MMAT(Method):
     """Joint ℓ2 budget of the training attack, in the inputs' own spaces. 0.7 suits avdigits; the released code has 0.1
     in ImageNet-normalised pixels, about 0.02 here."""
     attack_steps: int = 5
+    """Gradient steps of the training attack."""
 
     def __post_init__(self) -> None:
         require("epsilon", self.epsilon, above=0)

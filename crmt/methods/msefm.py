@@ -36,6 +36,7 @@ class MSEFM(Method):
     epsilon: float = 0.7
     """ℓ2 budget of the training attack, on one modality, in its own space. 0.7 suits avdigits."""
     attack_steps: int = 5
+    """Gradient steps of the training attack."""
     msefm_weight: float = 1.0
     """Weight of the odd-one-out loss."""
 

@@ -60,7 +60,7 @@ class OGMGE(Method):
     @torch.no_grad()
     def after_backward(self, step: Step, terms: LossTerms) -> None:
         factors = self.coefficients(confidence(terms.output, step.model.head.bias, step.labels))
-        # the same on every worker: their gradients are the same, and must stay so
+        # one seed for all workers: their gradients are the same, and must stay so
         generator = torch.Generator().manual_seed(common_seed(step, 2**31))
         # a kernel of two modalities at once is held back by the mean of their factors, once
         shared: dict[nn.Parameter, list[float]] = {}
@@ -74,7 +74,11 @@ class OGMGE(Method):
                 parameter.grad = factor * gradient + gradient.std(correction=0) * noise
 
     def coefficients(self, confidences: Tensor) -> Tensor:
-        """k, `(M,)`, from each modality's confidence, `(M,)`."""
+        """The factor k of each modality's gradients, `(M,)`.
+
+        Args:
+            confidences: mean probability of the right class by each modality, `(M,)`.
+        """
         if len(confidences) == 1:
             return torch.ones_like(confidences)
         others = (confidences.sum() - confidences) / (len(confidences) - 1)
@@ -94,7 +98,15 @@ def kernels(encoder: nn.Module) -> list[nn.Parameter]:
 
 
 def confidence(output: Output, bias: Tensor, labels: Tensor) -> Tensor:
-    """Mean probability of the right class by each modality alone, `(M,)`, over the batches of all workers."""
+    """Mean probability of the right class by each modality alone, over the batches of all workers.
+
+    Args:
+        output: of the training forward pass.
+        bias: the head's, `(K,)`; shared out equally.
+        labels: y, `(B,)`.
+
+    Returns: `(M,)`.
+    """
     scores = output.scores.detach()
     probabilities = (scores + bias / scores.shape[1]).softmax(2)
     right = probabilities.gather(2, labels[:, None, None].expand(-1, scores.shape[1], 1))

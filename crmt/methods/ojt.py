@@ -1,4 +1,4 @@
-"""OJT, orthogonal joint training: cross-entropy on CRMT's head (arXiv 2402.06244). What the head alone changes."""
+"""OJT, orthogonal joint training: cross-entropy on CRMT's head (arXiv 2402.06244). The control for the head alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control: OJT with cross-entropy on each modality's scores. Tells uni-modal supervision from CRMT's log term."""
+"""Control: OJT with cross-entropy on each modality's scores. Compares it with CRMT's log term."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crmt.methods.base import LossTerms, Method, Step
 class OJTUnimodalCE(Method):
     """L = CE(h(x), y) + weight · Σ_m CE(s^(m), y) on an OrthogonalHead; s without integration weights and bias.
 
-    Not from a paper: it asks of every modality what CRMT's log term asks, in the usual form.
+    Not from a paper. Like CRMT's log term it trains every modality to tell the classes apart, but in the usual form.
     """
 
     title = "OJT + uni-modal CE"

@@ -19,12 +19,16 @@ from crmt.model import MultiModalModel
 
 
 class Prototypes(nn.Module):
-    """The mean feature of each class in one modality, and the sums of the epoch that will be the next one's."""
+    """The prototype of each class in one modality, its mean feature in earlier epochs; and this epoch's sums."""
 
     mean: Tensor
+    """The prototypes, `(K, d)`."""
     seen: Tensor
+    """Whether a class has a prototype yet, `(K,)`."""
     total: Tensor
+    """Sum of this epoch's features by class, `(K, d)`."""
     count: Tensor
+    """Number of this epoch's features by class, `(K,)`."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -34,15 +38,25 @@ class Prototypes(nn.Module):
         self.register_buffer("count", torch.zeros(classes))
 
     def gather(self, features: Tensor, labels: Tensor) -> None:
-        """Add a batch, `(B, d)` and `(B,)`, to this worker's sums."""
-        self.total.index_add_(0, labels, features.detach().to(self.total))  # under autocast they are of less precision
+        """Add a batch to this worker's sums.
+
+        Args:
+            features: `(B, d)`.
+            labels: `(B,)`.
+        """
+        self.total.index_add_(0, labels, features.detach().to(self.total))  # autocast gives less precise features
         self.count.index_add_(0, labels, torch.ones_like(labels, dtype=self.count.dtype))
 
     def refresh(self, momentum: float) -> None:
-        """Move the prototypes to the sums of all workers, and start new sums."""
+        """Move the prototypes towards this epoch's means over all workers, and start new sums.
+
+        Args:
+            momentum: the weight of the old prototype, in [0, 1).
+        """
         total, count = sum_over_ranks(self.total), sum_over_ranks(self.count)
         found = count > 0
         fresh = total / count.clamp_min(1)[:, None]
+        # a class seen for the first time has no old prototype to keep a part of
         kept = torch.where(self.seen[:, None], momentum * self.mean + (1 - momentum) * fresh, fresh)
         self.mean.copy_(torch.where(found[:, None], kept, self.mean))
         self.seen.logical_or_(found)
@@ -50,7 +64,11 @@ class Prototypes(nn.Module):
         self.count.zero_()
 
     def log_probabilities(self, features: Tensor) -> Tensor:
-        """log softmax over the K' classes seen so far of −‖φ − c_k‖₂, `(B, K')`."""
+        """log softmax of −‖φ − c_k‖₂ over the K' classes seen so far, `(B, K')`.
+
+        Args:
+            features: φ, `(B, d)`.
+        """
         distances = torch.cdist(
             features.to(self.mean), self.mean[self.seen], compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -65,10 +83,10 @@ class PMR(Method):
     ρ^(m) the confidence Σ_i p_{y_i}^(m) over the other modality's: slow_m = clip(1/ρ^(m) − 1, 0, 1),
     fast_m = clip(ρ^(m) − 1, 0, 1).
 
-    Interpretation: with M > 2 modalities ρ is the ratio to the MEAN confidence of the others; with one both weights
-    are 0. Prototypes are the class means of the last epoch's training features, taken as it runs, with momentum over
-    epochs; the released code passes over a tenth of the training set for them. The first epoch, which has no
-    prototypes, trains CE alone; a clip of a class not seen before adds 0 to PCE.
+    Interpretation: with M > 2 modalities ρ is the ratio to the MEAN confidence of the others; with one modality both
+    weights are 0. Prototypes are class means of the features that the last epoch's training steps computed, with
+    momentum over epochs; the released code makes an extra pass over a tenth of the training set instead. The first
+    epoch has no prototypes and trains CE alone. A clip of a class not seen before adds 0 to PCE.
     """
 
     title = "PMR"
@@ -77,11 +95,11 @@ class PMR(Method):
     pmr_alpha: float = 1.0
     """α: weight of the prototypical cross-entropy of the slow modalities."""
     pmr_momentum: float = 0.5
-    """Of the prototypes, from epoch to epoch: 0 takes those of the last epoch alone."""
+    """Weight of the old prototypes from epoch to epoch; 0 takes the class means of the last epoch alone."""
     pmr_entropy: float = 0.1
     """Weight of the entropy that keeps the fast modalities from early convergence; 0 leaves it out."""
     pmr_entropy_epochs: int = 5
-    """How many of the first epochs have that entropy."""
+    """Number of epochs, from the first one, that have this entropy term."""
 
     def __post_init__(self) -> None:
         require("pmr_alpha", self.pmr_alpha, at_least=0)
@@ -102,6 +120,7 @@ class PMR(Method):
         prototypical, spread = torch.zeros_like(entropy), torch.zeros_like(entropy)
         if bool(seen.any()):
             known = seen[step.labels]
+            # the place of each label among the classes seen; unseen ones get any place and are masked by `known`
             target = (seen.long().cumsum(0) - 1)[step.labels].clamp_min(0)
             logs = [p.log_probabilities(output.features[m]) for m, p in prototypes.items()]
             right = torch.stack([log.gather(1, target[:, None]).squeeze(1) for log in logs])  # (M, B)
@@ -120,7 +139,13 @@ class PMR(Method):
 
 
 def imbalance(confidences: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each modality is behind, and ahead of, the mean of the others, in [0, 1]: slow and fast, `(M,)` each."""
+    """How far each modality is behind and how far ahead of the mean of the others.
+
+    Args:
+        confidences: mean probability of the right class by each modality, `(M,)`.
+
+    Returns: slow and fast, `(M,)` each, in [0, 1].
+    """
     if len(confidences) == 1:
         return torch.zeros_like(confidences), torch.zeros_like(confidences)
     tiny = torch.finfo(confidences.dtype).tiny

@@ -1,4 +1,4 @@
-"""Radius loss: step 1 for the `lipschitz` certificate: every margin below a shift costs."""
+"""Radius loss: a step 1 for 1-Lipschitz encoders that penalises margins below a target, the shift."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crmt.methods.base import LossTerms, Method, Step
 from crmt.model import MultiModalModel
 
 NO_FLOOR = 1e-30
-"""The margin term's floor, out of reach of a 1-Lipschitz model's scores: they cannot just scale up."""
+"""The margin term's floor, too small to matter: a 1-Lipschitz model's scores cannot simply scale up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class RadiusLoss(Method):
     step2 = True
 
     temperature: float = 8.0
-    """T."""
+    """T: a larger one makes the cross-entropy care about smaller margins."""
     shift: float = 5.0
-    """Margin asked for, in the unit of h, which is that of radii. Larger ones gave larger radii up to here at no
-    cost in accuracy (2, 3, 5 on avdigits); 8 gave nothing more."""
+    """The margin asked for, in the unit of h, which is that of radii. On avdigits the radii grew from 2 to 3 to 5 at no
+    cost in accuracy; 8 gave nothing more."""
     rho: float = 0.5
     """Weight of the margin regulariser."""
 
@@ -47,7 +47,7 @@ class RadiusLoss(Method):
         require("rho", self.rho, at_least=0)
 
     def prepare(self, model: MultiModalModel) -> nn.Module:
-        """Hold a at 1 during step 1: `fit` leaves out what is frozen here, and gives it back.
+        """Set a to 1 and freeze it for step 1; `fit` makes it trainable again.
 
         Raises:
             BadInputError: a model without an orthogonal head.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.study.answers import answers, comparison_sentence
 from benchmarks.study.data import Study, read_study
 from benchmarks.study.plan import (
     BY_NAME,
@@ -22,17 +23,16 @@ from benchmarks.study.plan import (
     Phase,
     Point,
     Tried,
-    choice,
+    chosen_points,
     configuration,
     phases_of,
     points_of,
     search_points,
-    searched,
+    search_results,
     wider_points,
 )
 from benchmarks.study.report import build
 from benchmarks.study.tables import all_tables, contrast_table
-from benchmarks.study.words import answers, comparison
 from crmt.errors import BadInputError, CRMTError
 from crmt.methods import method_class, method_names
 from pipelines.config.run_config import RunConfig, with_values
@@ -48,7 +48,7 @@ Quality = Callable[[str, int], float]
 
 
 def first_chosen(phase: Phase, options: Options) -> dict[str, Point]:
-    return {method: search_points(phase, method)[0] for method in phase.of(options)}
+    return {method: search_points(phase, method)[0] for method in phase.methods_of(options)}
 
 
 def planned(phase: Phase, options: Options) -> list[Point]:
@@ -62,7 +62,7 @@ def planned(phase: Phase, options: Options) -> list[Point]:
 def test_every_method_gets_the_same_number_of_search_trials(name: str) -> None:
     phase = BY_NAME[name]
     points = planned(phase, ALL)
-    for method in phase.of(ALL):
+    for method in phase.methods_of(ALL):
         mine = [p for p in points if p["train.method"] == method]
         assert len(mine) == TRIALS and len({json.dumps(p) for p in mine}) == TRIALS, method
         fields = {p.removeprefix("train.") for p in mine[0] if any(point[p] is not None for point in mine)}
@@ -73,13 +73,13 @@ def test_every_method_gets_the_same_number_of_search_trials(name: str) -> None:
 
 def test_adversarial_methods_share_their_grid_of_budgets() -> None:
     points = planned(BY_NAME["search"], ALL)
-    adversarial = [m for m in BY_NAME["search"].of(ALL) if "epsilon" in method_class(m).parameters()]
+    adversarial = [m for m in BY_NAME["search"].methods_of(ALL) if "epsilon" in method_class(m).parameters()]
     grids = [{p["train.epsilon"] for p in points if p["train.method"] == m} for m in adversarial]
     assert len(adversarial) >= 2 and all(grid == grids[0] for grid in grids)
 
 
 def test_all_methods_take_part_and_a_new_one_joins_by_itself() -> None:
-    assert set(BY_NAME["search"].of(ALL)) == set(method_names()) - set(LIPSCHITZ_ONLY)
+    assert set(BY_NAME["search"].methods_of(ALL)) == set(method_names()) - set(LIPSCHITZ_ONLY)
     joined = search_points(BY_NAME["search"], "brand_new")
     assert len(joined) == TRIALS and all(set(p) == {"train.method", "train.lr"} for p in joined)
 
@@ -101,7 +101,7 @@ def test_final_models_have_every_seed_and_the_chosen_values(name: str) -> None:
     chosen = first_chosen(phase, ALL)
     points = points_of(phase, ALL, chosen)
     repeats = len(RHOS) if name == "rho" else 1
-    for method in phase.of(ALL):
+    for method in phase.methods_of(ALL):
         mine = [p for p in points if p["train.method"] == method]
         assert sorted(p["train.seed"] for p in mine) == sorted([0, 1, 2] * repeats)
         for path, value in chosen[method].items():
@@ -213,10 +213,10 @@ def make_study(folder: Path, options: Options, quality: Quality, phases: tuple[s
     for phase in phases_of(options):
         if phase.name not in phases:
             continue
-        points = points_of(phase, options, choice(tried.get(phase.needs or "", [])))
+        points = points_of(phase, options, chosen_points(tried.get(phase.needs or "", [])))
         store = write_phase(folder, phase, points, options, quality)
         if phase.search:
-            tried[phase.search] = tried.get(phase.search, []) + searched(store.read("trials"), points)
+            tried[phase.search] = tried.get(phase.search, []) + search_results(store.read("trials"), points)
     return folder
 
 
@@ -257,7 +257,7 @@ def test_the_validation_split_alone_decides(tmp_path: Path, monkeypatch: pytest.
         return read(self, table, part)
 
     monkeypatch.setattr(ResultsStore, "read", watched)
-    assert choice(searched(store.read("trials"), points))["jt"] == {
+    assert chosen_points(search_results(store.read("trials"), points))["jt"] == {
         "train.method": "jt",
         "train.lr": points[jt[1]]["train.lr"],
     }
@@ -270,10 +270,10 @@ def test_a_trial_that_failed_is_not_chosen_and_one_judged_on_test_is_refused(tmp
     store = write_phase(tmp_path, BY_NAME["search"], points, options, lambda *_: 0.5)
     first = with_values(configuration(BY_NAME["search"], options, points).without_search(), points[0])
     store.write("trials", "t_00000", [trial_row(first, "t_00000", 0.9, "failed")])
-    assert choice(searched(store.read("trials"), points))["jt"]["train.lr"] == points[1]["train.lr"]
+    assert chosen_points(search_results(store.read("trials"), points))["jt"]["train.lr"] == points[1]["train.lr"]
     store.write("trials", "t_00000", [trial_row(first, "t_00000", 0.9) | {"selected_by": "test_accuracy"}])
     with pytest.raises(CRMTError, match="not on the validation split"):
-        searched(store.read("trials"), points)
+        search_results(store.read("trials"), points)
 
 
 @pytest.mark.parametrize(("best", "further"), [(0.2, (0.4, 0.8)), (0.02, (0.01, 0.005)), (0.05, (0.0354, 0.0707))])
@@ -289,7 +289,7 @@ def test_the_wider_search_goes_beyond_the_edge(best: float, further: tuple[float
     place = next(i for i, p in enumerate(points) if p["train.lr"] == best)
     config = configuration(first, options, points).without_search()
     store.write("trials", f"t_{place:05d}", [trial_row(with_values(config, points[place]), f"t_{place:05d}", 0.9)])
-    chosen = choice(searched(store.read("trials"), points))
+    chosen = chosen_points(search_results(store.read("trials"), points))
     more = points_of(wider, options, chosen)
     assert tuple(p["train.lr"] for p in more) == further and {p["train.seed"] for p in more} == {0}
     write_phase(tmp_path, wider, more, options, quality)
@@ -333,13 +333,13 @@ def test_certified_accuracy_counts_radii_that_reach(study: Study) -> None:
 
 def test_a_sentence_says_what_the_numbers_say(study: Study) -> None:
     numbers = {"clean": "clean", "auto:video:1": "video 1"}
-    higher = comparison(study, "final", "crmt_jt", "jt", numbers)
+    higher = comparison_sentence(study, "final", "crmt_jt", "jt", numbers)
     assert higher == "**CRMT-JT against JT**: higher in clean +20.0 ± 0.0 and video 1 +20.0 ± 0.0."
-    lower = comparison(study, "final", "jt", "crmt_jt", numbers)
+    lower = comparison_sentence(study, "final", "jt", "crmt_jt", numbers)
     assert lower == "**JT against CRMT-JT**: lower in clean −20.0 ± 0.0 and video 1 −20.0 ± 0.0."
-    neither = comparison(study, "final", "crmt_step1", "jt", {"clean": "clean"})
+    neither = comparison_sentence(study, "final", "crmt_step1", "jt", {"clean": "clean"})
     assert neither == "**CRMT-step-1 against JT**: no difference beyond two deviations in clean +0.0 ± 20.0."
-    assert comparison(study, "final", "pmr", "jt", numbers) is None
+    assert comparison_sentence(study, "final", "pmr", "jt", numbers) is None
 
 
 def test_swapping_the_models_swaps_the_answers(tmp_path: Path) -> None:

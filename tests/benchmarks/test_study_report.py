@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from benchmarks.study import __main__ as command
+from benchmarks.study.answers import answers, difference_text
 from benchmarks.study.cost import seconds_a_trial
-from benchmarks.study.data import Difference, Study, ended, read_study, smoothing_audits
+from benchmarks.study.data import Difference, Study, has_ended, read_study, smoothing_audits
 from benchmarks.study.plan import PHASES, configuration, points_in
 from benchmarks.study.report import build
-from benchmarks.study.setup import COLUMNS, advantage, setup_of
+from benchmarks.study.setup import COLUMNS, setup_of, training_advantage
 from benchmarks.study.tables import contrast_table, joint_table, signed
-from benchmarks.study.words import answers, by_rule
 from crmt.certificates.smoothing_audit import violations_allowed
 from crmt.methods import method_names
 from pipelines.runs.results import ResultsStore
@@ -38,7 +38,7 @@ from tests.benchmarks.test_study_plan import (
 
 PAIR = Options(("jt", "crmt_jt"))
 WHOLE = Options(tuple(method_names()))
-BOUND = "Does it help where the certificate is sound?"
+BOUND = "Does it help where the radius is proven?"
 BROKEN = "How often do radii break under attack?"
 
 
@@ -107,7 +107,7 @@ def test_what_is_said_of_a_phase_follows_its_card(folder: Path) -> None:
     mine = setups(build(study, None))["lipschitz"]
     assert (mine["epochs"], mine["optimiser"], mine["weight decay"]) == ("24", "sgd, momentum 0.9", "0.01")
     assert mine["augmentation"] == "pad 3, flip"
-    assert advantage(study, "lipschitz", "final") == "trained longer, 24 epochs against 20, with augmentation"
+    assert training_advantage(study, "lipschitz", "final") == "trained longer, 24 epochs against 20, with augmentation"
 
 
 def test_the_goal_is_not_compared_as_if_budgets_were_equal(study: Study, folder: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_failed_trial_is_named_and_what_rests_on_fewer_seeds_marked(study: Stu
     lipschitz = text.split("### Certified radius: encoders")[1].split("###")[0]
     assert "†" not in lipschitz
     store = ResultsStore(folder / "final" / "results")
-    assert ended(store, points_in(read_card(folder / "final")[1]))
+    assert has_ended(store, points_in(read_card(folder / "final")[1]))
 
 
 def test_a_trial_that_failed_and_then_finished_is_no_failure(folder: Path) -> None:
@@ -298,8 +298,8 @@ def test_a_difference_of_nothing_has_no_minus() -> None:
 
 
 def test_a_sentence_marks_fewer_seeds(study: Study) -> None:
-    assert by_rule(study, Difference(4.5, 0.6, 3)) == "+4.5 ± 0.6 points"
-    assert by_rule(study, Difference(4.5, 0.6, 2)) == "+4.5 ± 0.6† points"
+    assert difference_text(study, Difference(4.5, 0.6, 3)) == "+4.5 ± 0.6 points"
+    assert difference_text(study, Difference(4.5, 0.6, 2)) == "+4.5 ± 0.6† points"
 
 
 def test_the_estimate_of_time_knows_what_is_done() -> None:

@@ -1,38 +1,50 @@
-"""The study's answers, every sentence made by rule from the numbers."""
+"""The study's answers: sentences made from its numbers by fixed rules, so that none can drift from the tables."""
 
 from __future__ import annotations
 
 import statistics
 
 from benchmarks.study.data import Difference, Study, audits, difference, smoothing_audits, title
-from benchmarks.study.setup import advantage
-from benchmarks.study.tables import CONTRAST_NUMBERS, MODALITIES, STEP_NUMBERS, rate, signed
+from benchmarks.study.setup import training_advantage
+from benchmarks.study.tables import CONTRAST_NUMBERS, MODALITIES, STEP_NUMBERS, listed, rate, signed
 
 FLOOR = {"0.5": 81.0, "1": 61.0}
-"""The prototype's certified accuracy, %."""
-DEAR = 1.5
-"""How much longer than JT a method may train without being named."""
-BEYOND = (
+"""Certified accuracy, %, of the project's prototype, by joint radius."""
+COSTLY = 1.5
+"""A method that takes this many times as long to train as JT is named."""
+DIFFERENCE_RULE = (
     "A difference is called one when it is beyond two deviations of itself, taken seed by seed; with three seeds that "
     "is a two-sided t-test at about 7 %, and many differences are looked at: single ones just beyond it prove little."
 )
 
 
-def listed(words: list[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def difference_text(study: Study, found: Difference, digits: int = 1, unit: str = " points") -> str:
+    """A difference in words: `+4.5 ± 0.6 points`, or that it is within two deviations.
 
-
-def by_rule(study: Study, found: Difference, digits: int = 1, unit: str = " points") -> str:
-    """`+4.5 ± 0.6 points`, or that it is none."""
+    Args:
+        study: says how many seeds were planned.
+        found: the difference.
+        digits: after the decimal point.
+        unit: follows the number.
+    """
     text = signed(found.mean, found.deviation, digits) + study.mark(found.seeds) + unit
     if found.seeds < 2:
         return f"{text} (one seed)"
-    return text if found.counts else f"no difference beyond two deviations ({text})"
+    return text if found.beyond_two_deviations else f"no difference beyond two deviations ({text})"
 
 
-def comparison(study: Study, phase: str, ours: str, theirs: str, numbers: dict[str, str]) -> str | None:
-    """One sentence on all numbers: where one method is higher, where lower, where neither can be said."""
+def comparison_sentence(study: Study, phase: str, ours: str, theirs: str, numbers: dict[str, str]) -> str | None:
+    """One sentence on two methods: where the first is higher, where lower, and where neither can be said.
+
+    Args:
+        study: what has run so far.
+        phase: the phase whose models are compared.
+        ours: the first method.
+        theirs: the second method.
+        numbers: number to its name in the sentence.
+
+    Returns: None where the two share no number.
+    """
     higher, lower, neither, single = [], [], [], []
     for number, name in numbers.items():
         found = difference(study.values(phase, ours, number), study.values(phase, theirs, number))
@@ -42,7 +54,7 @@ def comparison(study: Study, phase: str, ours: str, theirs: str, numbers: dict[s
         if found.seeds == 1:
             single.append(text)
         else:
-            (neither if not found.counts else higher if found.mean > 0 else lower).append(text)
+            (neither if not found.beyond_two_deviations else higher if found.mean > 0 else lower).append(text)
     if not (higher or lower or neither or single):
         return None
     parts = [f"higher in {listed(higher)}"] * bool(higher) + [f"lower in {listed(lower)}"] * bool(lower)
@@ -51,8 +63,11 @@ def comparison(study: Study, phase: str, ours: str, theirs: str, numbers: dict[s
     return f"**{title(ours)} against {title(theirs)}**: {'; '.join(parts)}."
 
 
-def best(study: Study, phase: str, number: str) -> tuple[str, float, str] | None:
-    """The method with the highest mean, that mean, and a mark where it rests on fewer seeds than planned."""
+def highest_mean(study: Study, phase: str, number: str) -> tuple[str, float, str] | None:
+    """The method with the highest mean of a number.
+
+    Returns: the method, its mean, and a mark where it rests on fewer seeds than planned; None without a value.
+    """
     found = {m: v for m in study.methods(phase) if len(v := study.values(phase, m, number))}
     if not found:
         return None
@@ -60,37 +75,37 @@ def best(study: Study, phase: str, number: str) -> tuple[str, float, str] | None
     return first, float(found[first].mean()), study.mark(len(found[first]))
 
 
-def does_it_help(study: Study) -> list[str]:
-    """CRMT against the method that it extends, and who is in front."""
+def crmt_against_baselines(study: Study) -> list[str]:
+    """Each variant of CRMT against the method that it extends, and the best method for each number."""
     pairs = (("crmt_jt", "jt"), ("crmt_mix", "mixup"), ("crmt_at", "mmat"), ("crmt_gradient", "crmt_jt"))
-    lines = [c for ours, theirs in pairs if (c := comparison(study, "final", ours, theirs, CONTRAST_NUMBERS))]
+    lines = [c for ours, theirs in pairs if (c := comparison_sentence(study, "final", ours, theirs, CONTRAST_NUMBERS))]
     ratios = difference(*(study.values("final", m, "indicator_ratio:estimate") for m in ("crmt_jt", "jt")))
     if ratios is not None:
         means = [study.values("final", m, "indicator_ratio:estimate").mean() for m in ("jt", "crmt_jt")]
         lines.append(
             f"Vulnerability indicators, video ÷ audio: JT {means[0]:.2f}, CRMT-JT {means[1]:.2f}: "
-            f"{by_rule(study, ratios, 2, '')}."
+            f"{difference_text(study, ratios, 2, '')}."
         )
     fronts = []
     for number, name in CONTRAST_NUMBERS.items():
-        if found := best(study, "final", number):
+        if found := highest_mean(study, "final", number):
             fronts.append(f"{name} {title(found[0])} ({found[1]:.1f}{found[2]})")
     if fronts:
         lines.append(f"Highest mean of all methods: {', '.join(fronts)}.")
     return lines
 
 
-def where_from(study: Study) -> list[str]:
-    """The controls."""
+def controls(study: Study) -> list[str]:
+    """CRMT against control methods that have only one of its parts."""
     pairs = (
         ("jt_log_term", "jt"), ("crmt_step1", "jt_log_term"), ("ojt", "jt"), ("ojt_unimodal_ce", "ojt"),
         ("crmt_step1", "ojt_unimodal_ce"),
     )  # fmt: skip
-    return [c for ours, theirs in pairs if (c := comparison(study, "final", ours, theirs, CONTRAST_NUMBERS))]
+    return [c for ours, theirs in pairs if (c := comparison_sentence(study, "final", ours, theirs, CONTRAST_NUMBERS))]
 
 
-def what_step2_does(study: Study) -> list[str]:
-    """Within each model, after against before."""
+def effect_of_step2(study: Study) -> list[str]:
+    """Each model after step 2 against the same model before it."""
     lines = []
     for method in study.methods("final"):
         parts = []
@@ -98,19 +113,19 @@ def what_step2_does(study: Study) -> list[str]:
             after = study.values("final", method, number, "step2")
             found = difference(after, study.values("final", method, number, "step1"))
             if found is not None:
-                parts.append(f"{name} {by_rule(study, found, digits, '' if 'radius' in number else ' points')}")
+                parts.append(f"{name} {difference_text(study, found, digits, '' if 'radius' in number else ' points')}")
         if parts:
             lines.append(f"**{title(method)}**: {'; '.join(parts)}.")
     return lines
 
 
-def where_sound(study: Study) -> list[str]:
-    """Certified accuracy: CRMT against the rest, the floor, and what adversarial training has under attack."""
+def certified_accuracy(study: Study) -> list[str]:
+    """Certified accuracy of CRMT against other methods, the prototype, and adversarial training under attack."""
     lines = []
     numbers = {f"certified:lipschitz:joint:{e}": f"certified joint {e}" for e in ("0.5", "1")}
     numbers |= {f"certified:lipschitz:{m}:0.5": f"certified {m} 0.5" for m in MODALITIES} | {"clean": "clean"}
     for ours, theirs in (("crmt_jt", "ojt"), ("crmt_jt", "jt"), ("radius_loss", "crmt_jt"), ("radius_loss", "ojt")):
-        if text := comparison(study, "lipschitz", ours, theirs, numbers):
+        if text := comparison_sentence(study, "lipschitz", ours, theirs, numbers):
             lines.append(f"1-Lipschitz encoders, {text}")
     for method in study.methods("lipschitz"):
         parts = []
@@ -118,22 +133,22 @@ def where_sound(study: Study) -> list[str]:
             before = study.values("lipschitz", method, number, "step1")
             found = difference(study.values("lipschitz", method, number, "step2"), before)
             if found is not None:
-                parts.append(f"{name} {by_rule(study, found)}")
+                parts.append(f"{name} {difference_text(study, found)}")
         if parts:
             lines.append(f"Step 2 on certified accuracy, **{title(method)}**: {'; '.join(parts)}.")
-    lines += _against_goals(study)
+    lines += _against_reference_points(study)
     numbers = {f"certified:smoothing:joint:{e}": f"certified joint {e}" for e in ("0.25", "0.5")} | {"clean": "clean"}
     for ours in ("crmt_step1", "crmt_jt"):
-        if text := comparison(study, "smoothing", ours, "jt", numbers):
+        if text := comparison_sentence(study, "smoothing", ours, "jt", numbers):
             lines.append(f"Smoothing, all trained with noise, {text}")
     return lines
 
 
-def _against_goals(study: Study) -> list[str]:
+def _against_reference_points(study: Study) -> list[str]:
     lines = []
-    budget = advantage(study, "lipschitz", "final")
+    budget = training_advantage(study, "lipschitz", "final")
     for e, floor in FLOOR.items():
-        found = best(study, "lipschitz", f"certified:lipschitz:joint:{e}")
+        found = highest_mean(study, "lipschitz", f"certified:lipschitz:joint:{e}")
         if found is None:
             continue
         side = "above" if found[1] > floor else "at" if found[1] == floor else "below"
@@ -150,8 +165,8 @@ def _against_goals(study: Study) -> list[str]:
     return lines
 
 
-def how_often_broken(study: Study) -> list[str]:
-    """Audits of each certificate."""
+def audit_results(study: Study) -> list[str]:
+    """How often attacks broke the radii of each certificate."""
     lines = []
     for phase, certificate, name in (
         ("final", "estimate", "The estimated radius"),
@@ -171,16 +186,16 @@ def how_often_broken(study: Study) -> list[str]:
             worst = (worst.violated / worst.audited).sort_values(ascending=False)
             text += f"; of {title(str(worst.index[0]))}'s in {100 * worst.iloc[0]:.1f} %, the most of any method"
         if violated and certificate == "lipschitz":
-            text += ". **A sound certificate must have none: this is a bug**"
+            text += ". **A proven radius must have none: this is a bug**"
         if violated and certificate == "smoothing":
-            text += _beyond_chance(study)
+            text += _smoothing_violations(study)
         if not violated and certificate == "estimate":
             text += "; that it held does not make it a certificate"
         lines.append(text + ".")
     return lines
 
 
-def _beyond_chance(study: Study) -> str:
+def _smoothing_violations(study: Study) -> str:
     found = smoothing_audits(study)
     beyond = found[found.violated > found.allowed]
     if len(beyond):
@@ -194,8 +209,8 @@ def _beyond_chance(study: Study) -> str:
     return text + f"{most.violated}, where {most.allowed} of {most.clips} clips are allowed)"
 
 
-def how_strong_the_attacks(study: Study) -> list[str]:
-    """`auto` against PGD: how much weaker attacks flatter."""
+def attack_strength(study: Study) -> list[str]:
+    """`auto` against PGD: by how much the weaker attack overstates robustness."""
     gaps = {}
     for method in study.methods("final"):
         for e in ("0.5", "1"):
@@ -214,8 +229,12 @@ def how_strong_the_attacks(study: Study) -> list[str]:
     return [text + "."]
 
 
-def what_it_costs(study: Study) -> list[str]:
-    """Within the search epochs are equal, seconds are not; the median, since other work on the machine slows some."""
+def training_cost(study: Study) -> list[str]:
+    """Training time against JT's.
+
+    From the search, where all methods train for the same epochs. The median, since other work on the machine slows
+    some trials.
+    """
     seconds: dict[str, list[float]] = {}
     for tried in study.tried.get("search", []):
         if tried.value is not None:
@@ -225,20 +244,20 @@ def what_it_costs(study: Study) -> list[str]:
     if not median or not base:
         return []
     dear = sorted(median.items(), key=lambda item: -item[1])
-    words = [f"{title(m)} {s / base:.1f} times as long ({s:.0f} s)" for m, s in dear if s > DEAR * base]
+    words = [f"{title(m)} {s / base:.1f} times as long ({s:.0f} s)" for m, s in dear if s > COSTLY * base]
     text = f"In the search all methods train for the same number of epochs. A trial of it takes JT {base:.0f} s"
-    return [f"{text}, and {listed(words)}." if words else f"{text}, and no method {DEAR:g} times as long."]
+    return [f"{text}, and {listed(words)}." if words else f"{text}, and no method {COSTLY:g} times as long."]
 
 
 def answers(study: Study) -> list[tuple[str, list[str]]]:
-    """Question to sentences; a question without a number yet is left out."""
+    """Each question with its sentences; a question that no number answers yet is left out."""
     found = [
-        ("Does CRMT help, where, and by how much?", does_it_help(study)),
-        ("Where does a gain come from?", where_from(study)),
-        ("What does step 2 change?", what_step2_does(study)),
-        ("Does it help where the certificate is sound?", where_sound(study)),
-        ("How often do radii break under attack?", how_often_broken(study)),
-        ("How strong are the attacks?", how_strong_the_attacks(study)),
-        ("What does it cost?", what_it_costs(study)),
+        ("Does CRMT help, where, and by how much?", crmt_against_baselines(study)),
+        ("Where does a gain come from?", controls(study)),
+        ("What does step 2 change?", effect_of_step2(study)),
+        ("Does it help where the radius is proven?", certified_accuracy(study)),
+        ("How often do radii break under attack?", audit_results(study)),
+        ("How strong are the attacks?", attack_strength(study)),
+        ("What does it cost?", training_cost(study)),
     ]
     return [(question, lines) for question, lines in found if lines]
