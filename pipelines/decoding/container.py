@@ -52,8 +52,8 @@ class Container:
     `lacking`: what to say of each that is None. `reader`: of the frames, `decord` or `pyav`.
     `streams`: how many there are, of every kind. `seconds` is the declared duration of the longest stream, `video_end`
     and `sound_end` are each stream's own declared end; None where the container does not say. `pixels`: of a frame,
-    None where there is no size that ffmpeg accepts. `video_start`: when the picture sets in. `read_end`: where the sound
-    that could be read ends. All count from the clip's start, as the samples of `waveform` do.
+    None where there is no size that ffmpeg accepts. `video_start`: when the picture sets in. `read_end`: where the
+    sound that could be read ends. All count from the clip's start, as the samples of `waveform` do.
     """
 
     kind: str

@@ -153,17 +153,21 @@ def _by_pyav(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.u
     needed: set[int] = set()
     while True:
         expected = needed = _needed(stamps, request)[1] if len(stamps) else set()
+        pixels = media.Converter()
         squares: dict[int, NDArray[np.uint8]] = {}
         found: list[NDArray[np.float64]] = []
         for stamp, frame in picture.frames():
             if len(found) in needed:
                 _check_pixels(frame.height, frame.width, request)
-                squares[len(found)] = square(media.pixels(frame), request["size"])
+                squares[len(found)] = square(pixels(frame), request["size"])
             found.append(stamp)
             _check_count(len(found), request)
         if not found:
             raise RefusedError("failed", "no frame of the picture can be decoded")
-        stamps = np.concatenate(found)
+        stamps = np.concatenate(
+            found
+        )  # in the order shown; where AVI's times are those of another, only they are wrong
+        stamps = stamps[np.argsort(stamps[:, 0], kind="stable")]
         indices, needed = _needed(stamps, request)
         if needed == expected:
             end = end_of(stamps[0], stamps[-1], len(stamps), request["start"])

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import av
 import av.logging
 import numpy as np
 from av.error import FFmpegError
+from av.filter import Graph
 from av.format import Flags
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
@@ -117,7 +119,7 @@ def turned(frame: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
 def upright(frame: NDArray[np.uint8], matrix: list[int] | None) -> NDArray[np.uint8]:
     """A stored frame (H, W, 3) as ffmpeg shows it: by the rules of its automatic rotation, mirrors among them.
 
-    Angles that are no multiple of 90 degrees leave it as it is.
+    Angles that are no multiple of 90 degrees leave it as it is: a filter of the converter turns it by those.
     """
     if matrix is None:
         return frame
@@ -188,6 +190,30 @@ def _of_clip(stamps: NDArray[np.float64], media: Any) -> NDArray[np.float64]:
     return stamps - (media.start_time or 0) / av.time_base
 
 
-def pixels(frame: Any) -> NDArray[np.uint8]:
-    """(H, W, 3), RGB and upright, of a frame of PyAV, by ffmpeg's own conversion."""
-    return upright(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), _matrix(frame))
+class Converter:
+    """Frames of PyAV to (H, W, 3), RGB and upright, by ffmpeg's own filter: `to_ndarray` leaves out where a picture's
+    colours lie between its pixels, so that edges of 10-bit, odd-sized and DV pictures differ."""
+
+    def __init__(self) -> None:
+        self._kind: tuple[int, int, str] | None = None
+        self._graph: Any = None
+
+    def __call__(self, frame: Any) -> NDArray[np.uint8]:
+        kind = (frame.width, frame.height, frame.format.name)
+        if kind != self._kind:  # a stream may change on the way
+            self._graph, self._kind = _graph(frame), kind
+        self._graph.vpush(frame)
+        return upright(self._graph.vpull().to_ndarray(), _matrix(frame))
+
+
+def _graph(frame: Any) -> Any:
+    graph = Graph()
+    matrix, filters = _matrix(frame), [("scale", ""), ("format", "rgb24")]
+    if matrix is not None and angle(matrix) % 90:
+        filters.insert(0, ("rotate", str(math.radians(angle(matrix)))))
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+    )
+    graph.link_nodes(source, *(graph.add(name, options) for name, options in filters), graph.add("buffersink"))
+    graph.configure()
+    return graph
