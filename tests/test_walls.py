@@ -13,8 +13,8 @@ PACKAGES = ("crmt", "pipelines")
 LONGEST = 450
 
 FOREIGN_TO_CRMT = {
-    "ray", "decord", "ffmpeg", "imageio_ffmpeg", "librosa", "pyarrow", "pandas", "pipelines", "cv2", "PIL", "yaml",
-    "optuna", "pydantic", "rich", "plotly", "matplotlib", "sklearn", "pickle",
+    "ray", "av", "decord", "ffmpeg", "imageio_ffmpeg", "librosa", "pyarrow", "pandas", "pipelines", "cv2", "PIL",
+    "yaml", "optuna", "pydantic", "rich", "plotly", "matplotlib", "sklearn", "pickle",
 }  # fmt: skip
 
 CRMT_LAYERS = (

@@ -58,6 +58,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+TrackNumber = Annotated[int, Field(ge=0)] | None
 ListRole = Literal["all", "train", "validation", "test", "classes"]
 
 
@@ -85,6 +86,9 @@ class VideoConfig(Section):
     """A clip of more frames is quarantined as `too_long`."""
     max_seconds: Positive = 3600.0
     """A clip that says it is longer is quarantined as `too_long`."""
+    track: TrackNumber = None
+    """Which picture of a clip with several, from 0 and without cover art; left out: the first that is marked default,
+    or the first."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> VideoConfig:
@@ -128,6 +132,8 @@ class AudioConfig(Section):
     """Added to the mel power before the logarithm."""
     frames: Count = 1024
     """Spectrogram frames of one input (logmel, fbank); padded or cut at the end."""
+    track: TrackNumber = None
+    """Which sound of a clip with several, from 0; left out: the first that is marked default, or the first."""
     standardise: Literal["train", "published"] | tuple[float, Positive] = "train"
     """Mean and deviation that batches are standardised with: of the train split, CRMT's for fbank, or these two."""
 

@@ -1,4 +1,4 @@
-"""A clip's container before its frames are decoded: what ffmpeg says of it, its sound, and whether it is whole."""
+"""A clip's container before its frames are decoded: what PyAV says of it, its sound, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -6,55 +6,64 @@ import contextlib
 import functools
 import math
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.schema import VideoConfig
 from pipelines.decoding.errors import DecodeError
+from pipelines.decoding.formats import FORMATS
+from pipelines.decoding.frames import ask_child
 from pipelines.decoding.limits import run_limited
 from pipelines.decoding.mp4 import a_budget, boxes, is_mp4, track_seconds
 from pipelines.decoding.riff import declared_bytes
 
-# Real containers only: playlists and subtitle-like formats could name other files and are never followed.
-_FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,rm,wav,mp3,flac,aac"
-_WITHOUT_INDEX = ("mpegts", "mpeg", "avi", "asf", "ogg")
-_FROM_READ_STREAMS = ("mpegts", "mpeg")
-"""Containers in which ffmpeg counts from the start of the streams that are read, here of the sound, not of the clip."""
+_DECORDS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
+"""Containers in which decord counts and finds frames by itself; PyAV reads those of all others."""
+_MOST_AREA = 2**31 // 8  # what ffmpeg accepts of a picture's sides, each with 128 more
 _BOXES_WITH_MEDIA = (b"moov", b"moof", b"mdat")
 _SHORTFALL_SECONDS, _SHORTFALL_SHARE = 0.25, 0.05
 
-_CLOCK = r"(\d+):(\d\d):(\d\d(?:\.\d+)?)"
-_DURATION = re.compile(rf"^  Duration: {_CLOCK}(?:, start: (-?[\d.]+))?", re.MULTILINE)
-_GUESSED = "Estimating duration from bitrate"
-_STREAM = re.compile(r"^  (?=Stream #0:)", re.MULTILINE)
-_VIDEO_STREAM = re.compile(r"Stream #0:\S+ Video: (?!.*\(attached pic\)).*?, (\d+)x(\d+)[ ,]?")
-_ANY_VIDEO_STREAM = re.compile(r"Stream #0:\S+ Video: (?!.*\(attached pic\))")
-_AUDIO_STREAM = re.compile(r"Stream #0:\S+ Audio: ")
-_STREAM_START = re.compile(r"^Stream .*, start (-?[\d.]+)")
-_STREAM_END = re.compile(rf"^ +DURATION\S* *: {_CLOCK}", re.MULTILINE)  # a tag of Matroska's writers
-_PROGRESS = re.compile(rf"time={_CLOCK}")
+_CLOCK = re.compile(r" *(\d+):(\d\d):(\d\d(?:\.\d+)?)")  # a tag of Matroska's writers
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """The stream that was taken of a kind: its `index` of all streams, `number` of the `count` of its kind, from 0."""
+
+    index: int
+    number: int
+    count: int
+    default: bool
+
+    def __str__(self) -> str:
+        return f"{self.number} of {self.count}" + ", marked default" * self.default
 
 
 @dataclass(frozen=True, eq=False)
 class Container:
-    """What ffmpeg says about a file before anything is decoded, and the samples of its sound.
+    """What PyAV says about a file before anything is decoded, and the samples of its sound.
 
-    `kind`: ffmpeg's name of the container. `seconds` is the declared duration of the longest stream, `video_end` and
-    `sound_end` are each stream's own declared end; None where the container does not say. `pixels`: of a frame, None
-    where ffmpeg cannot read or accept its size. `video_start`: when the picture sets in. `read_end`: where the sound
-    that could be read ends. All count from the clip's start, as the samples of `waveform` do.
+    `kind`: ffmpeg's name of the container. `picture`, `sound`: the stream taken of each kind, None where there is none;
+    `lacking`: what to say of each that is None. `reader`: of the frames, `decord` or `pyav`.
+    `streams`: how many there are, of every kind. `seconds` is the declared duration of the longest stream, `video_end`
+    and `sound_end` are each stream's own declared end; None where the container does not say. `pixels`: of a frame,
+    None where there is no size that ffmpeg accepts. `video_start`: when the picture sets in. `read_end`: where the
+    sound that could be read ends. All count from the clip's start, as the samples of `waveform` do.
     """
 
     kind: str
     seconds: float | None
-    has_video: bool
+    picture: Track | None
+    sound: Track | None
+    lacking: dict[str, str]
+    reader: str
+    streams: int
     pixels: tuple[int, int] | None
-    has_audio: bool
     video_start: float
     video_end: float | None
     sound_end: float | None
@@ -129,8 +138,8 @@ def check_lengths(
     """
     declared_video, declared_sound = container.video_end, container.sound_end
     if declared_video is None and declared_sound is None:
-        if video_end is not None and container.has_audio:
-            _check_either(path, container, video_end, deadline)
+        if container.streams > 1:
+            _check_any(path, container, max(video_end or 0.0, container.read_end), deadline)
             return
         declared_video = declared_sound = container.seconds  # of the only stream
     if video_end is not None and declared_video is not None:
@@ -139,11 +148,11 @@ def check_lengths(
         _check_length("sound", container.read_end, min(declared_sound, sound_limit))
 
 
-def _check_either(path: Path, container: Container, video_end: float, deadline: float) -> None:
-    """Where only the longest stream's duration is declared (AVI, FLV ...), one of video and sound must reach it."""
-    if container.seconds is not None and _is_short(video_end, container.seconds):
-        longest = max(video_end, _sound_end(path, deadline))
-        _check_length("the longer of video and sound", longest, container.seconds)
+def _check_any(path: Path, container: Container, read_end: float, deadline: float) -> None:
+    """Where only the longest stream's duration is declared (AVI, FLV ...), one of all streams must reach it."""
+    if container.seconds is not None and _is_short(read_end, container.seconds):
+        header, _ = ask_child({"do": "last_packet", "path": str(path)}, deadline)
+        _check_length("the longest stream", max(read_end, header["end"]), container.seconds)
 
 
 def _check_length(what: str, seconds: float, declared: float) -> None:
@@ -155,13 +164,105 @@ def _is_short(seconds: float, declared: float) -> bool:
     return declared - seconds > max(_SHORTFALL_SECONDS, _SHORTFALL_SHARE * declared)
 
 
-def open_container(path: Path, sample_rate: int, seconds: float, deadline: float) -> Container:
-    """Read the container's header and the first `seconds` of its sound as mono float32, in one ffmpeg process.
+def open_container(
+    path: Path,
+    sample_rate: int,
+    seconds: float,
+    deadline: float,
+    video_track: int | None = None,
+    sound_track: int | None = None,
+) -> Container:
+    """What the container holds, and the first `seconds` of its sound as mono float32 (0: none is read).
 
     The sound is laid on the clip's clock: silence stands where it sets in late or pauses.
+
+    Args:
+        video_track: which picture to take, cover art not counted, from 0; else the first that is marked default, or the
+            first of all.
+        sound_track: likewise of the sound.
     """
+    header, _ = ask_child({"do": "describe", "path": str(path)}, deadline)
+    pictures = [s for s in header["streams"] if s["type"] == "video" and not s["cover"]]
+    sounds = [s for s in header["streams"] if s["type"] == "audio"]
+    seen, heard = _chosen(pictures, video_track), _chosen(sounds, sound_track)
+    origin, longest = header["start"], header["seconds"]
+    video_start, sound_start = (max((s["start"] or 0.0) - origin, 0.0) if s else 0.0 for s in (seen, heard))
+    waveform, message = np.zeros(0, np.float32), ""
+    if heard is not None and seconds > 0:
+        late = sound_start if header["counts_from_read"] else 0.0
+        waveform, message = _read_sound(path, sounds.index(heard), sample_rate, seconds, late, deadline)
+    with _reading():
+        tracks = track_seconds(path)
+    plain = sum(s["type"] == "video" for s in header["streams"]) == 1 and longest is not None
+    return Container(
+        kind=header["kind"],
+        seconds=longest,
+        picture=_track(seen, pictures),
+        sound=_track(heard, sounds),
+        lacking={
+            "video": _lacking("video", len(pictures), video_track),
+            "audio": _lacking("audio", len(sounds), sound_track),
+        },
+        reader="decord" if plain and header["kind"] in _DECORDS else "pyav",
+        streams=header["count"],
+        pixels=_pixels(seen),
+        video_start=video_start,
+        video_end=_declared_end(seen, video_start, tracks, longest, origin),
+        sound_end=_declared_end(heard, sound_start, tracks, longest, origin),
+        read_end=len(waveform) / sample_rate,
+        waveform=waveform,
+        message=message,
+    )
+
+
+def _chosen(streams: list[dict[str, Any]], track: int | None) -> dict[str, Any] | None:
+    """The stream of this number, else, as players choose, the first that can be read and is marked default."""
+    if track is not None:
+        return streams[track] if track < len(streams) else None
+    return max(streams, key=lambda s: (s["readable"], s["default"]), default=None)
+
+
+def _track(stream: dict[str, Any] | None, streams: list[dict[str, Any]]) -> Track | None:
+    if stream is None:
+        return None
+    return Track(stream["index"], streams.index(stream), len(streams), stream["default"])
+
+
+def _lacking(kind: str, count: int, track: int | None) -> str:
+    if not count or track is None:
+        return f"the file has no {kind} stream"
+    return f"the file has {count} {kind} streams, and data.{kind}.track asks for number {track}, counted from 0"
+
+
+def _pixels(stream: dict[str, Any] | None) -> tuple[int, int] | None:
+    """Of a frame; None where there is no size, or none that ffmpeg accepts."""
+    width, height = (stream and stream["size"]) or (0, 0)
+    return (width, height) if width and height and (width + 128) * (height + 128) < _MOST_AREA else None
+
+
+def _declared_end(
+    stream: dict[str, Any] | None, start: float, tracks: dict[int, float], longest: float | None, origin: float
+) -> float | None:
+    """Where a stream ends by its own word, from the clip's start. A tag does not count from there but from 0."""
+    if stream is None:
+        return None
+    if stream["id"] in tracks:
+        return start + tracks[stream["id"]]
+    found = next(filter(None, map(_CLOCK.match, stream["ends"])), None)
+    if found is None or longest is None:
+        return None
+    return min(int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]), longest) - origin
+
+
+def _read_sound(
+    path: Path, number: int, sample_rate: int, seconds: float, late: float, deadline: float
+) -> tuple[NDArray[np.float32], str]:
+    """The samples, and the last line that ffmpeg wrote. `late`: silence to put in front, where ffmpeg counts from the
+    start of the streams that it reads, here of the sound alone, and not from the clip's."""
+    import ffmpeg
+
     sound: dict[str, str | float] = {
-        "map": "0:a:0?",
+        "map": f"0:a:{number}",
         "format": "f32le",
         # async=1 fills and cuts by timestamps, from the clip's start, and stretches nothing. rematrix_maxval makes mono
         # a mean of the channels: to float, ffmpeg would add them up.
@@ -171,92 +272,15 @@ def open_container(path: Path, sample_rate: int, seconds: float, deadline: float
         "t": seconds,
         "threads": 1,
     }
-    samples, log = _run_ffmpeg(path, "pipe:1", deadline, sound, most=4 * math.ceil(sample_rate * (seconds + 1)))
-    text = log.decode(errors="replace").replace(f"file:{path}", "")  # a name may look like ffmpeg's own lines
-    header = text.partition("\nStream mapping:")[0].partition("\nOutput #0")[0]
-    message = " ".join(text.strip().rpartition("\n")[2].split())[:200]
-    if "\nInput #0, " not in f"\n{header}":
-        raise DecodeError("not_media", message or "no known container")
-    duration = None if _GUESSED in header else _DURATION.search(header)
-    longest = _seconds(duration) if duration else None
-    streams = _STREAM.split(header)[1:]
-    picture = next((s for s in streams if _VIDEO_STREAM.match(s)), None)
-    heard = next((s for s in streams if _AUDIO_STREAM.match(s)), None)
-    pixels = _VIDEO_STREAM.match(picture) if picture else None
-    waveform = np.frombuffer(samples[: len(samples) // 4 * 4], np.float32)
-    origin = float((duration and duration[4]) or 0)
-    video_start, sound_start = (max(_start(s) - origin, 0.0) if s else 0.0 for s in (picture, heard))
-    kind = header.partition("Input #0, ")[2].partition(", from")[0]
-    if kind in _FROM_READ_STREAMS and len(waveform):
-        silence = np.zeros(round(min(sound_start, seconds) * sample_rate), np.float32)
-        waveform = np.concatenate([silence, waveform])[: round(seconds * sample_rate)]
-    with _reading():
-        tracks = track_seconds(path)
-    video_end, sound_end = _tagged_end(picture, longest, origin), _tagged_end(heard, longest, origin)
-    return Container(
-        kind=kind,
-        seconds=longest,
-        has_video=any(_ANY_VIDEO_STREAM.match(s) for s in streams),
-        pixels=(int(pixels[1]), int(pixels[2])) if pixels else None,
-        has_audio=heard is not None,
-        video_start=video_start,
-        video_end=video_start + tracks[b"vide"] if b"vide" in tracks else video_end,
-        sound_end=sound_start + tracks[b"soun"] if b"soun" in tracks else sound_end,
-        read_end=len(waveform) / sample_rate,
-        waveform=waveform,
-        message=message,
-    )
-
-
-@contextlib.contextmanager
-def seekable(path: Path, container: Container, deadline: float) -> Iterator[Path]:
-    """The clip in a container that decord can seek in: packets of one without an index are copied to Matroska."""
-    if container.kind not in _WITHOUT_INDEX:
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="crmt-") as folder:
-        copy = Path(folder) / "clip.mkv"
-        _run_ffmpeg(path, f"file:{copy}", deadline, {"map": "0:v:0", "c": "copy"}, fflags="+genpts")
-        yield copy
-
-
-def _run_ffmpeg(
-    path: Path, target: str, deadline: float, output: dict[str, str | float], most: int = 0, **reading: str
-) -> tuple[bytes, bytes]:
-    """What ffmpeg writes to stdout, at most so many bytes, and stderr when it turns the clip into `target`."""
-    import ffmpeg
-
     # The prefix `file:` makes the name a name: it can be neither an option nor another protocol.
-    source = ffmpeg.input(f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=_FORMATS, **reading)
-    made = source.output(target, **output).global_args("-nostdin", "-hide_banner")
-    return run_limited(made.compile(cmd=_ffmpeg()), deadline, most)
-
-
-def _seconds(match: re.Match[str]) -> float:
-    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
-
-
-def _tagged_end(stream: str | None, longest: float | None, origin: float) -> float | None:
-    """End of a stream by its own tag, which does not count from the clip's start (`origin`) but from 0."""
-    end = _STREAM_END.search(stream) if stream else None
-    return min(_seconds(end), longest) - origin if end and longest is not None else None
-
-
-def _start(stream: str) -> float:
-    start = _STREAM_START.match(stream)
-    return float(start[1]) if start else 0.0
-
-
-def _sound_end(path: Path, deadline: float) -> float:
-    """Seconds at which the last packet of the sound ends, without decoding it."""
-    _, log = _run_ffmpeg(path, "pipe:1", deadline, {"map": "0:a:0", "c": "copy", "f": "null"})
-    return _progress(log)
-
-
-def _progress(log: bytes) -> float:
-    """Seconds to which ffmpeg says that it came."""
-    times = list(_PROGRESS.finditer(log.decode(errors="replace")))
-    return _seconds(times[-1]) if times else 0.0
+    source = ffmpeg.input(f"file:{path}", protocol_whitelist="file,pipe", format_whitelist=",".join(FORMATS))
+    command = source.output("pipe:1", **sound).global_args("-nostdin", "-hide_banner").compile(cmd=_ffmpeg())
+    samples, log = run_limited(command, deadline, most=4 * math.ceil(sample_rate * (seconds + 1)))
+    waveform = np.frombuffer(samples[: len(samples) // 4 * 4], np.float32)
+    if late and len(waveform):
+        silence = np.zeros(round(min(late, seconds) * sample_rate), np.float32)
+        waveform = np.concatenate([silence, waveform])[: round(seconds * sample_rate)]
+    return waveform, " ".join(log.decode(errors="replace").strip().rpartition("\n")[2].split())[:200]
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""The child process that opens clips with decord: one request a line on stdin, one answer on stdout, until stdin ends.
+"""The child process that opens clips, with PyAV and decord: one request a line on stdin, one answer on stdout, until
+stdin ends.
 
 A native decoder can hang inside one call or crash on a hostile file. Here it does so without harm: the parent
 (frames.py) kills the process and starts another. It starts in about 0.3 s: nothing here imports torch or Ray.
@@ -14,13 +15,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+import av
+import av.logging
 import decord
 import numpy as np
+from av.error import FFmpegError
 from decord.base import DECORDError
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.decoding import media
 from pipelines.decoding.flow import flow_between
+from pipelines.decoding.formats import NAMED
 from pipelines.decoding.pictures import PictureReader, TooLargeError, are_pictures
 
 MEMORY = 6 * 2**30
@@ -29,7 +35,10 @@ _ALARM_AFTER = 5.0
 _VARIABLE = 0.5  # in mean frames: a frame that starts so far from an even grid makes the frame rate a variable one
 _ROUNDING = 1e-4
 _LONGEST = 1e9  # seconds; decord gives a frame without a time one of -9.2e15
-_FRAME_ERRORS = (DECORDError, RuntimeError, AssertionError, IndexError, StopIteration, ValueError, MemoryError, OSError)
+_FRAME_ERRORS = (
+    *(DECORDError, RuntimeError, AssertionError, IndexError, StopIteration, ValueError, MemoryError, OSError),
+    *(FFmpegError, media.BrokenStreamError),
+)
 
 
 class RefusedError(Exception):
@@ -110,31 +119,97 @@ def read_clip(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.
     """What one request asks for: the second at which the last frame ends, and the arrays of `wanted`, in that order.
 
     `video`: (F, size, size, 3). `flow`: (F, 2, size, size), from each of those frames to the one that follows.
+    decord reads where the request does not ask for PyAV; PyAV takes over what decord shows otherwise or cannot read.
     """
-    reader: Any
     if are_pictures(request["path"]):
-        reader = PictureReader(request["path"], request["max_pixels"])
-    else:
-        reader = decord.VideoReader(request["path"], num_threads=1)
+        return _by_reader(request, PictureReader(request["path"], request["max_pixels"]))
+    track = request.get("track")  # None: whichever decord takes
+    if request.get("reader", "decord") == "decord":
+        try:
+            if track is None or media.is_rotation(media.display_matrix(request["path"], track)):
+                return _by_reader(request, decord.VideoReader(request["path"], num_threads=1))
+        except _FRAME_ERRORS:
+            if track is None:
+                raise
+    return _by_pyav(request)
+
+
+def _by_reader(request: dict[str, Any], reader: Any) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
     length = len(reader)
-    if length > request["max_frames"]:
-        raise RefusedError("too_long", f"{length} frames, limit {request['max_frames']}")
+    _check_count(length, request)
     stamps = np.asarray(reader.get_frame_timestamp(list(range(length))), float)
     header = {"end": end_of(stamps[0], stamps[-1], length, request["start"])}
     if not request["wanted"]:
         return header, []
     stamps = stamps[hidden_frames(stamps, reader.get_key_indices()) :]
-    length = len(stamps)
+    indices, needed = _needed(stamps, request)
+    return header, _arrays(_squares(reader, needed, request), len(stamps), indices, request)
+
+
+def _by_pyav(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    """The clip is decoded once where its packets tell its frames' times beforehand, as most do, else twice."""
+    picture = media.Picture(request["path"], request["track"])
+    stamps = picture.packet_stamps()
+    if not request["wanted"] and len(stamps):
+        return {"end": end_of(stamps[0], stamps[-1], len(stamps), request["start"])}, []
+    needed: set[int] = set()
+    while True:
+        expected = needed = _needed(stamps, request)[1] if len(stamps) else set()
+        pixels = media.Converter()
+        squares: dict[int, NDArray[np.uint8]] = {}
+        found: list[NDArray[np.float64]] = []
+        for stamp, frame in picture.frames():
+            if len(found) in needed:
+                _check_pixels(frame.height, frame.width, request)
+                squares[len(found)] = square(pixels(frame), request["size"])
+            found.append(stamp)
+            _check_count(len(found), request)
+        if not found:
+            raise RefusedError("failed", "no frame of the picture can be decoded")
+        stamps = np.concatenate(
+            found
+        )  # in the order shown; where AVI's times are those of another, only they are wrong
+        stamps = stamps[np.argsort(stamps[:, 0], kind="stable")]
+        indices, needed = _needed(stamps, request)
+        if needed == expected:
+            end = end_of(stamps[0], stamps[-1], len(stamps), request["start"])
+            return {"end": end}, _arrays(squares, len(stamps), indices, request)
+
+
+def _needed(stamps: NDArray[np.floating], request: dict[str, Any]) -> tuple[list[int], set[int]]:
+    """Numbers of the frames to take, and of all that are needed for them and their flow."""
     indices = frames_by_time(stamps, request["segments"], request["candidates"]).tolist()
-    firsts = [max(min(i, length - 2), 0) for i in indices]
-    needed = set(indices) | ({j for i in firsts for j in (i, min(i + 1, length - 1))} if request["flow"] else set())
-    squares = _squares(reader, needed, request)
+    pairs = {j for i in indices for j in _pair(i, len(stamps))} if request["flow"] else set()
+    return indices, set(indices) | pairs
+
+
+def _pair(index: int, length: int) -> tuple[int, int]:
+    """The frame that flow begins at, and the clip's next; the last one's is that which leads to it."""
+    first = max(min(index, length - 2), 0)
+    return first, min(first + 1, length - 1)
+
+
+def _arrays(
+    squares: dict[int, NDArray[np.uint8]], length: int, indices: list[int], request: dict[str, Any]
+) -> list[NDArray[np.uint8]]:
     arrays = {"video": np.stack([squares[i] for i in indices])}
     if request["flow"]:
-        pairs = {i: (squares[i], squares[min(i + 1, length - 1)]) for i in firsts}
-        motion = {i: flow_between(*pair, bound=request["flow"]["bound"]) for i, pair in pairs.items()}
-        arrays["flow"] = np.stack([motion[i] for i in firsts])
-    return header, [arrays[name] for name in request["wanted"]]
+        pairs = [_pair(i, length) for i in indices]
+        bound = request["flow"]["bound"]
+        motion = {p: flow_between(squares[p[0]], squares[p[1]], bound=bound) for p in set(pairs)}
+        arrays["flow"] = np.stack([motion[p] for p in pairs])
+    return [arrays[name] for name in request["wanted"]]
+
+
+def _check_count(frames: int, request: dict[str, Any]) -> None:
+    if frames > request["max_frames"]:
+        raise RefusedError("too_long", f"{frames} frames, limit {request['max_frames']}")
+
+
+def _check_pixels(height: int, width: int, request: dict[str, Any]) -> None:
+    """A stream may change its size on the way."""
+    if height * width > request["max_pixels"]:
+        raise RefusedError("too_large", f"{width} × {height} pixels, limit {request['max_pixels']}")
 
 
 def _squares(reader: Any, needed: set[int], request: dict[str, Any]) -> dict[int, NDArray[np.uint8]]:
@@ -145,22 +220,39 @@ def _squares(reader: Any, needed: set[int], request: dict[str, Any]) -> dict[int
         picture = reader.next()
         if number in needed:
             frame = unpadded(picture.asnumpy())
-            height, width = frame.shape[:2]
-            if height * width > request["max_pixels"]:  # a stream may change its size on the way
-                raise RefusedError("too_large", f"{width} × {height} pixels, limit {request['max_pixels']}")
+            _check_pixels(frame.shape[0], frame.shape[1], request)
             squares[number] = square(frame, request["size"])
     return squares
 
 
+def _describe(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    try:
+        return media.describe(request["path"]), []
+    except MemoryError:
+        raise
+    except PermissionError as error:
+        raise RefusedError("unreadable", error.strerror or "it may not be opened") from None
+    except FFmpegError as error:
+        raise RefusedError("not_media", f"no container that is read ({error.strerror}). Read are {NAMED}") from None
+
+
+def _last_packet(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    return {"end": media.last_packet(request["path"])}, []
+
+
+_ANSWERS = {"frames": read_clip, "describe": _describe, "last_packet": _last_packet}
+
+
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
     try:
-        return read_clip(request)
+        return _ANSWERS[request.get("do", "frames")](request)
     except RefusedError as error:
         return {"reason": error.args[0], "detail": error.args[1]}, []
     except TooLargeError as error:
         return {"reason": "too_large", "detail": str(error)}, []
     except _FRAME_ERRORS as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        said = error.strerror if isinstance(error, FFmpegError) else str(error)  # without the file's name
+        lines = [line for line in (said or "").splitlines() if line.strip()]
         return {"reason": "failed", "detail": " ".join(lines[0].split())[:200] if lines else repr(error)}, []
 
 
@@ -184,6 +276,7 @@ def main() -> None:
     limits = [x for x in resource.getrlimit(resource.RLIMIT_AS) if x != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([MEMORY, *limits]),) * 2)
     decord.logging.set_level(decord.logging.QUIET)
+    av.logging.set_level(None)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     serve(sys.stdin.buffer, answers)

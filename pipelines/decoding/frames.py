@@ -123,13 +123,30 @@ def frame_process(pid: int) -> FrameProcess:
     return process
 
 
+def ask_child(request: dict[str, Any], deadline: float) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    """This process's child's answer (see FrameProcess.ask); a refusal is raised with the child's own reason."""
+    header, arrays = frame_process(os.getpid()).ask(request, deadline)
+    if "reason" in header:
+        raise DecodeError(header["reason"], header["detail"])
+    return header, arrays
+
+
 def read_frames(
-    path: Path, video: VideoConfig, flow: FlowConfig | None, deadline: float, start: float, wanted: Sequence[str]
+    path: Path,
+    video: VideoConfig,
+    flow: FlowConfig | None,
+    deadline: float,
+    start: float,
+    wanted: Sequence[str],
+    track: int,
+    reader: str,
 ) -> Frames:
     """Decode the modalities in `wanted` (`video`, `flow`), or with none of them only where the last frame ends.
 
     Args:
         start: the second at which the picture sets in, as the container says.
+        track: the picture's index among all streams of the file.
+        reader: `decord`, or `pyav` where decord would take another stream or misread the container.
 
     Raises:
         DecodeError: `failed`, `timeout`, `too_large`, `too_long`.
@@ -144,10 +161,10 @@ def read_frames(
         "flow": flow.model_dump() if flow is not None and "flow" in wanted else None,
         "start": start,
         "wanted": list(wanted),
+        "track": track,
+        "reader": reader,
     }
-    header, arrays = frame_process(os.getpid()).ask(request, deadline)
-    if "reason" in header:
-        raise DecodeError(header["reason"], header["detail"])
+    header, arrays = ask_child(request, deadline)
     found = dict(zip(wanted, arrays, strict=True))
     return Frames(found.get("video"), found.get("flow"), float(header["end"]))
 

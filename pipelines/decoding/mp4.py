@@ -1,4 +1,4 @@
-"""The boxes of an MP4 or MOV (ISO/IEC 14496-12) and how long each kind of track says it is; nothing is decoded."""
+"""The boxes of an MP4 or MOV (ISO/IEC 14496-12) and how long each track says it is; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def boxes(file: BinaryIO, start: int, stop: int, budget: Iterator[int]) -> Itera
         start += length
 
 
-def track_seconds(path: Path) -> dict[bytes, float]:
-    """Seconds of the shortest track of each kind (`vide`, `soun`) of an MP4/MOV; a fragmented file declares none.
+def track_seconds(path: Path) -> dict[int, float]:
+    """Track id to seconds, of an MP4/MOV; a fragmented file declares none.
 
     A track lasts as long as its media (mdhd), or as the parts of them that its edit list plays (elst; ISO/IEC
     14496-12, 8.4.2 and 8.6.6): neither the wait before a late track nor an encoder's lead-in counts.
     """
-    found: dict[bytes, float] = {}
+    found: dict[int, float] = {}
     budget = a_budget()
     with path.open("rb") as file:
         if not is_mp4(file):
@@ -59,9 +59,9 @@ def track_seconds(path: Path) -> dict[bytes, float]:
                 if child == b"mvhd":
                     movie_scale = _time(file, body)[0]
                 if child == b"trak":
-                    handler, seconds = _track(file, body, stop, movie_scale, budget)
+                    number, seconds = _track(file, body, stop, movie_scale, budget)
                     if seconds > 0:
-                        found[handler] = min(seconds, found.get(handler, seconds))
+                        found[number] = min(seconds, found.get(number, seconds))
     return found
 
 
@@ -71,21 +71,22 @@ def _inside(file: BinaryIO, start: int, stop: int, budget: Iterator[int]) -> Ite
         yield kind, body, min(end, stop)
 
 
-def _track(file: BinaryIO, start: int, end: int, movie_scale: int, budget: Iterator[int]) -> tuple[bytes, float]:
-    """Handler and seconds of one `trak` box, 0 seconds where it does not say."""
-    handler, media, played = b"", 0.0, 0.0
+def _track(file: BinaryIO, start: int, end: int, movie_scale: int, budget: Iterator[int]) -> tuple[int, float]:
+    """Id and seconds of one `trak` box, 0 seconds where it does not say."""
+    number, media, played = 0, 0.0, 0.0
     for kind, body, stop in _inside(file, start, end, budget):
+        if kind == b"tkhd":
+            file.seek(body)
+            content = file.read(24)
+            number = int.from_bytes(content[20:24] if content[:1] == b"\x01" else content[12:16], "big")
         if kind in (b"mdia", b"edts"):
             for child, inner, _ in _inside(file, body, stop, budget):
-                if child == b"hdlr":
-                    file.seek(inner + 8)
-                    handler = file.read(4)
-                elif child == b"mdhd":
+                if child == b"mdhd":
                     scale, duration = _time(file, inner)
                     media = duration / scale if scale else 0.0
                 elif child == b"elst":
                     played = _played(file, inner) / movie_scale if movie_scale else 0.0
-    return handler, min(media, played) if played else media
+    return number, min(media, played) if played else media
 
 
 def _time(file: BinaryIO, body: int) -> tuple[int, int]:
