@@ -114,5 +114,5 @@ def _decode_pictures(
         raise DecodeError("no_audio", "pictures in files have no sound: name its file in a column of its own")
     if not picture_files(path):
         raise DecodeError("empty" if path.is_dir() else "missing", "no .jpg, .jpeg or .png there")
-    frames = read_frames(path, video, flow or FlowConfig(), deadline, 0.0, wanted, None, "decord")
+    frames = read_frames(path, video, flow or FlowConfig(), deadline, 0.0, wanted, 0, "decord")
     return DecodedClip(frames.video, None, frames.flow)
