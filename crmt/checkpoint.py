@@ -160,25 +160,31 @@ def load_model(folder: Path, *, trust_code: bool = False) -> tuple[MultiModalMod
         raise BadInputError(f"{weights} is missing or not the file that {CARD} describes: restore both from one copy")
     try:
         spec = ModelSpec.from_json(card["spec"])
-        if not trust_code:
-            _check_ours(folder, spec)
-        model = build_model(spec, start_weights=False)
-        tensors = _read_tensors(weights)
-        model.load_state_dict(tensors)
-        _tie(model, tensors)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise BadInputError(f"{folder} does not hold a model of this version: {_first_line(error)}") from None
-    return model.eval(), spec, card
-
-
-def _check_ours(folder: Path, spec: ModelSpec) -> None:
-    """Refuse to import what a card names, which runs it."""
-    foreign = sorted({split_arguments(given)[0] for given in spec.encoders.values() if is_foreign(given)})
-    if foreign:
+        foreign = sorted({split_arguments(given)[0] for given in spec.encoders.values() if is_foreign(given)})
+    except _NOT_A_MODEL as error:
+        raise _another_version(folder, error) from None
+    if foreign and not trust_code:
         raise BadInputError(
             f"{folder / CARD} names code by path ({', '.join(foreign)}), and loading it runs that code: if you trust "
             "it, say load_model(folder, trust_code=True), or evaluate.py --trust-code --with DIR"
         )
+    try:
+        model = build_model(spec, start_weights=False)
+        tensors = _read_tensors(weights)
+        model.load_state_dict(tensors)
+        _tie(model, tensors)
+    except _NOT_A_MODEL as error:
+        if foreign and isinstance(error, BadInputError):
+            raise  # their code is missing or fails: the card is as it should be
+        raise _another_version(folder, error) from None
+    return model.eval(), spec, card
+
+
+_NOT_A_MODEL = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)
+
+
+def _another_version(folder: Path, error: Exception) -> BadInputError:
+    return BadInputError(f"{folder} does not hold a model of this version: {_first_line(error)}")
 
 
 def _read_card(path: Path, what: str) -> dict[str, Any]:
