@@ -9,7 +9,7 @@ from typing import Any
 from crmt.certificates.audit import Audit, AuditPlan
 from crmt.certificates.base import ClipCertificate
 from crmt.certificates.radius import Radii
-from crmt.certificates.sampling import SmoothedClip, SmoothingSettings, largest_radius, smooth, smoothed_radii
+from crmt.certificates.sampling import NAME, SmoothedClip, SmoothingSettings, largest_radius, smooth, smoothed_radii
 from crmt.certificates.smoothing_audit import audit_smoothing
 from crmt.errors import BadInputError
 from crmt.modality import Batch
@@ -21,7 +21,7 @@ from crmt.progress import Progress, silent
 class Smoothing(ClipCertificate):
     """Randomised smoothing. The radii are those of the smoothed classifier, which may abstain."""
 
-    name = "smoothing"
+    name = NAME
     title = "smoothing"
     word = "certified radius"
     sound = True

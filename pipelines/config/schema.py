@@ -400,7 +400,7 @@ def _certificate_section(name: str) -> type[Section]:
         f.name: (hints[f.name], Field(default_factory=f.default_factory) if callable(f.default_factory) else f.default)
         for f in fields(kind)
     }
-    section: type[Section] = create_model(f"_{kind.__name__}Settings", __base__=_CertificateFields, **own)
+    section: type[Section] = create_model(f"_settings_of_{name}", __base__=_CertificateFields, **own)
     section.certificate = name  # type: ignore[attr-defined]
     return section
 
@@ -408,6 +408,8 @@ def _certificate_section(name: str) -> type[Section]:
 CERTIFICATE_SECTIONS = {
     name: _certificate_section(name) for name in certificate_names() if certificate_class(name).parameters()
 }
+"""Certificates of ours that have settings."""
+globals().update({section.__name__: section for section in CERTIFICATE_SECTIONS.values()})  # pickle looks here
 _SECTIONS: dict[str, Any] = {name: (section, section()) for name, section in CERTIFICATE_SECTIONS.items()}
 _WithCertificateSections: Any = create_model("_WithCertificateSections", __base__=Section, **_SECTIONS)
 
