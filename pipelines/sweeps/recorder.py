@@ -23,7 +23,10 @@ class Recorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._forget_others({t.trial_id for t in trials})
-        self._write(trial, {"status": "running", "error": None})
+        params = dict(trial.config)  # a scheduler may have changed them since the trial began
+        fresh = trial_row(trial.trial_id, with_values(self.config, params), params, self.provenance, now())
+        changed = {name: fresh[name] for name in ("method", "params", "config", "seed")}
+        self._write(trial, {"status": "running", "error": None, **changed})
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -90,10 +90,17 @@ class TuneSession(LocalSession):
     """One worker in the Tune trial's own process: 2 s of overhead instead of a worker group's 14 s."""
 
     def resume(self) -> dict[str, Any] | None:
-        """The furthest whole state in the trial's folder: Tune notes at most every 10 s what there is."""
+        """The furthest whole state in the trial's folder: Tune notes at most every 10 s what there is.
+
+        Where Tune hands over the state of another trial, as population-based training does, it is that one.
+        """
         from ray import tune
 
-        return furthest_state(Path(tune.get_context().get_storage().trial_fs_path))
+        own = Path(tune.get_context().get_storage().trial_fs_path)
+        handed = tune.get_checkpoint()
+        if handed is not None and own not in Path(handed.path).parents:
+            return load_state(Path(handed.path))
+        return furthest_state(own)
 
     def report(self, metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
         from ray import tune
