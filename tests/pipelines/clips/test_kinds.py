@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from crmt.errors import BadInputError
-from pipelines.clips.batches import ClipTable, MemoryClips
+from pipelines.clips.batches import ClipTable, MemoryClips, expected_modalities
 from pipelines.clips.cache import cache_key
 from pipelines.clips.draws import Draws
 from pipelines.clips.ingest import look_ahead
@@ -113,6 +113,15 @@ def test_settings_begin_from_those_of_the_section() -> None:
     assert kinds["motion"].motion is not None and kinds["motion"].motion.bound == 3.0
     assert kinds["speech"].shape == (1, 128, 100) and kinds["near"].shape == (1, 16, 1024)
     assert kinds["near"].sound is not None and kinds["near"].sound.hop == 100
+
+
+def test_a_model_can_be_built_before_anything_is_decoded() -> None:
+    data = data_config({"right": {"kind": "video", "column": "right", "frames": 4, "crop": 6}, "lidar": LIDAR})
+    lidar, right = expected_modalities(data, ["lidar", "right"])
+    assert (lidar.shape, lidar.space, lidar.box) == ((6, 2), "metres", (0, 80))
+    assert right.shape == (4, 3, 6, 6) and right.mean == (0.0,) * 3 and right.std == (1.0,) * 3
+    with pytest.raises(BadInputError, match="right and lidar, not video"):
+        expected_modalities(data, ["video"])
 
 
 @pytest.mark.parametrize(
