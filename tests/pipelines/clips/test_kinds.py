@@ -164,7 +164,7 @@ def test_a_declaration_survives_the_dump_and_a_path() -> None:
 
 
 def as_metas(kinds: Any, sums: Any) -> dict[str, ModalityMeta]:
-    return {name: kind.with_constants(statistics(kind, [sums])) for name, kind in kinds.items()}
+    return {name: kind.with_constants(statistics(kind, [sums[name]])) for name, kind in kinds.items()}
 
 
 @pytest.mark.parametrize("axis", [None, 1, -2])
@@ -375,7 +375,7 @@ def test_a_kind_of_the_users_own_is_one_file(tmp_path: Path, monkeypatch: pytest
     assert (caught.value.reason, caught.value.detail) == ("empty", "words: no words")
     sums = empty_sums(kinds)
     add_clip(sums, found, kinds)
-    assert statistics(kinds["words"], [sums]).mean == (1.0,)
+    assert statistics(kinds["words"], [sums["words"]]).mean == (1.0,)
     with pytest.raises(BadInputError, match="has no setting 'word'"):
         kinds_of(data_config({"words": {"kind": "wordcounts:WordCounts", "words": ["a"], "word": 3}}))
 
