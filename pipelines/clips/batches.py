@@ -23,9 +23,9 @@ from crmt.errors import BadInputError
 from crmt.modality import Batch, Modality
 from pipelines.clips.cache import ClipCache
 from pipelines.clips.draws import Draws
-from pipelines.clips.kinds import ModalityMeta, kinds_of
+from pipelines.clips.kinds import ModalityMeta, check_modalities, kinds_of
 from pipelines.clips.placement import Placement
-from pipelines.clips.rows import decode_rows, present_column
+from pipelines.clips.rows import decode_rows, present_column, statistics
 from pipelines.clips.transform import Transform
 from pipelines.config.schema import DataConfig
 from pipelines.infra.storage import READERS, Folder
@@ -52,6 +52,17 @@ def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> t
                 f"they have {', '.join(cache.modalities)}"
             )
     return tuple(kinds[name].modality(cache.modalities[name]) for name in names)
+
+
+def expected_modalities(data: DataConfig, names: Sequence[str]) -> tuple[Modality, ...]:
+    """The same before anything is decoded: shapes, boxes and spaces as they will be, means 0 and deviations 1.
+
+    Raises:
+        BadInputError: a modality that data.modalities does not declare, or a wrong declaration.
+    """
+    kinds = kinds_of(data)
+    check_modalities(names, kinds)
+    return tuple(kinds[name].modality(kinds[name].with_constants(statistics(kinds[name], []))) for name in names)
 
 
 @dataclass(frozen=True)

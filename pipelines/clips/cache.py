@@ -51,7 +51,7 @@ class ClipCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole set as arrays: uint8 video and float16 audio."""
+        """Bytes of the whole set as arrays, in the types that they are stored in."""
         one = sum(int(np.prod(m.shape)) * np.dtype(m.dtype).itemsize for m in self.modalities.values())
         return one * sum(self.counts.values())
 

@@ -45,12 +45,16 @@ _SHARD_CLIPS = 64  # of one task and Parquet part: what a task holds does not gr
 
 
 def look_ahead(data: DataConfig) -> ClipIndex | None:
-    """Known before Ray is started: that the cache can be reached, and the index (`sources.load_without_ray`).
+    """Known before Ray is started: that the cache can be reached, and the index (`sources.load_without_ray`); that it has
+    the columns of data.modalities, and that the first arrays are of the shapes that are given there.
 
     Raises:
-        BadInputError: a cache or lists that cannot be used.
+        BadInputError: a cache, lists or modalities that cannot be used.
     """
+    kinds = kinds_of(data)
     index = sources.load_without_ray(data)
+    if index is not None:
+        check_files(index, kinds.values())
     if data.cache is not None:
         folder_at(data.cache).check()
     return index

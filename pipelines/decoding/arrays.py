@@ -5,10 +5,13 @@ Nothing is unpickled, and nothing is read of a file whose header says another sh
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -18,6 +21,12 @@ from pipelines.decoding.errors import DecodeError
 
 _NUMBERS = "biuf"
 """Kinds of numpy's types that are numbers: bool, int, unsigned and float."""
+_BAD_HEADER = (ValueError, SyntaxError, TypeError, TokenError, KeyError, RecursionError, OverflowError, MemoryError)
+"""What numpy raises where a header, which is Python's text of a dictionary, is none."""
+_BAD_ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError, OverflowError,
+    RuntimeError,  # a password; and NotImplementedError, a compression that Python lacks
+)  # fmt: skip
 
 
 def array_shape(path: Path, key: str | None = None) -> tuple[int, ...]:
@@ -84,7 +93,7 @@ def _opened(path: Path, key: str | None) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         raise DecodeError("unreadable", error.strerror or str(error)) from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # RuntimeError: a password
+    except _BAD_ARCHIVE as error:
         raise DecodeError("not_array", f"the .npz file cannot be read: {error}") from None
 
 
@@ -104,7 +113,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, SyntaxError, TypeError) as error:
+    except _BAD_HEADER as error:
         raise DecodeError("not_array", f"no .npy array: {' '.join(str(error).split())[:150]}") from None
     if dtype.kind not in _NUMBERS:
         raise DecodeError("not_array", f"the array holds {dtype}, which are no real numbers")

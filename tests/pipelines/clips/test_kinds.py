@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from crmt.errors import BadInputError
-from pipelines.clips.batches import ClipTable, MemoryClips
+from pipelines.clips.batches import ClipTable, MemoryClips, expected_modalities
 from pipelines.clips.cache import cache_key
 from pipelines.clips.draws import Draws
 from pipelines.clips.ingest import look_ahead
@@ -115,6 +115,15 @@ def test_settings_begin_from_those_of_the_section() -> None:
     assert kinds["near"].sound is not None and kinds["near"].sound.hop == 100
 
 
+def test_a_model_can_be_built_before_anything_is_decoded() -> None:
+    data = data_config({"right": {"kind": "video", "column": "right", "frames": 4, "crop": 6}, "lidar": LIDAR})
+    lidar, right = expected_modalities(data, ["lidar", "right"])
+    assert (lidar.shape, lidar.space, lidar.box) == ((6, 2), "metres", (0, 80))
+    assert right.shape == (4, 3, 6, 6) and right.mean == (0.0,) * 3 and right.std == (1.0,) * 3
+    with pytest.raises(BadInputError, match="right and lidar, not video"):
+        expected_modalities(data, ["video"])
+
+
 @pytest.mark.parametrize(
     ("modalities", "message"),
     [
@@ -155,7 +164,7 @@ def test_a_declaration_survives_the_dump_and_a_path() -> None:
 
 
 def as_metas(kinds: Any, sums: Any) -> dict[str, ModalityMeta]:
-    return {name: kind.with_constants(statistics(kind, [sums])) for name, kind in kinds.items()}
+    return {name: kind.with_constants(statistics(kind, [sums[name]])) for name, kind in kinds.items()}
 
 
 @pytest.mark.parametrize("axis", [None, 1, -2])
@@ -366,7 +375,7 @@ def test_a_kind_of_the_users_own_is_one_file(tmp_path: Path, monkeypatch: pytest
     assert (caught.value.reason, caught.value.detail) == ("empty", "words: no words")
     sums = empty_sums(kinds)
     add_clip(sums, found, kinds)
-    assert statistics(kinds["words"], [sums]).mean == (1.0,)
+    assert statistics(kinds["words"], [sums["words"]]).mean == (1.0,)
     with pytest.raises(BadInputError, match="has no setting 'word'"):
         kinds_of(data_config({"words": {"kind": "wordcounts:WordCounts", "words": ["a"], "word": 3}}))
 
