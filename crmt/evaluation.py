@@ -20,6 +20,7 @@ from crmt.certificates import Certificate
 from crmt.certificates.audit import AuditPlan
 from crmt.certificates.estimate import Estimate, gradient_constants
 from crmt.certification import Batches, Certified, Certifier, Host, Row
+from crmt.arguments import check_batches, check_factory
 from crmt.errors import BadInputError
 from crmt.gradients import GradientConstants
 from crmt.modality import Batch
@@ -245,7 +246,9 @@ def space_of(model: MultiModalModel, norm: str) -> str:
 def _factory(given: Batches | Iterable[Batch]) -> Batches:
     """A function of how many clips are wanted; batches that are given as they are must bear a second pass."""
     if callable(given):
+        check_factory(given, "limit")
         return given
+    check_batches(given)
     if iter(given) is given:
         raise BadInputError("these batches can be gone through once only: give a list, or a function that opens them")
     return lambda limit: _first(given, limit)

@@ -15,7 +15,7 @@ import torch
 from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
-from crmt.arguments import check_batches, check_kind, check_model, check_number, check_whole
+from crmt.arguments import check_batches, check_kind, check_model, check_number, check_whole, shown
 from crmt.certificates.radius import Radii
 from crmt.checkpoint import digest_of
 from crmt.errors import BadInputError, CRMTWarning
@@ -50,7 +50,7 @@ class SmoothingSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.sigmas, Mapping):
             raise BadInputError(
-                f"smoothing: sigmas is {self.sigmas!r}: give one for every modality, such as {{'video': 0.25}}"
+                f"smoothing: sigmas is {shown(self.sigmas)}: give one for every modality, such as {{'video': 0.25}}"
             )
         if not self.sigmas:
             raise BadInputError("smoothing needs sigmas: one for every modality of the model")
