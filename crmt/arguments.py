@@ -114,7 +114,9 @@ def check_factory(batches: object, argument: str) -> None:
     try:
         signature(batches).bind(1)
     except TypeError:
-        raise BadInputError(f"batches does not take the {argument}: give a function of one argument, {example}") from None
+        raise BadInputError(
+            f"batches does not take the {argument}: give a function of one argument, {example}"
+        ) from None
     except ValueError:  # a built-in function that does not say what it takes
         return
 

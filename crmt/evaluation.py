@@ -15,12 +15,12 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from crmt.arguments import check_batches, check_factory
 from crmt.attacks.curves import AttackPlan, Budget, attack_curves
 from crmt.certificates import Certificate
 from crmt.certificates.audit import AuditPlan
 from crmt.certificates.estimate import Estimate, gradient_constants
 from crmt.certification import Batches, Certified, Certifier, Host, Row
-from crmt.arguments import check_batches, check_factory
 from crmt.errors import BadInputError
 from crmt.gradients import GradientConstants
 from crmt.modality import Batch

@@ -192,8 +192,8 @@ def _finite_mean(values: Tensor) -> float:
 def _check(scores: Tensor, labels: Tensor, bias: Tensor, tau: Tensor, start: Tensor, objective: str, pair: str) -> None:
     if objective not in get_args(Objective) or pair not in get_args(Pair):
         raise BadInputError(
-            f"step 2 has no objective {said(objective)} with pair {said(pair)}. Valid: {', '.join(get_args(Objective))}; "
-            f"{', '.join(get_args(Pair))}"
+            f"step 2 has no objective {said(objective)} with pair {said(pair)}. Valid: "
+            f"{', '.join(get_args(Objective))}; {', '.join(get_args(Pair))}"
         )
     shape = tuple(start.shape)
     if scores.shape[1:] != shape or tau.shape != shape or bias.shape != shape[1:] or len(labels) != len(scores):

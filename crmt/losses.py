@@ -30,8 +30,8 @@ def margin_regulariser(scores: Tensor, labels: Tensor, floor: float = FLOOR) -> 
     check_tensors(scores=scores, labels=labels)
     if scores.ndim != 3 or labels.shape != scores.shape[:1] or labels.dtype != torch.int64:
         raise BadInputError(
-            f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)} of {labels.dtype}: give (B, M, K) scores "
-            "and one int64 class number an input"
+            f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)} of {labels.dtype}: give (B, M, K) "
+            "scores and one int64 class number an input"
         )
     return mixed_margin_regulariser(scores, labels, labels, 1.0, floor)
 

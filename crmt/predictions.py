@@ -13,8 +13,8 @@ from crmt.errors import BadInputError
 from crmt.heads import Head
 from crmt.modality import Batch, check_batch
 from crmt.model import MultiModalModel, evaluating
-from crmt.randomness import warn_if_random
 from crmt.progress import Progress, silent
+from crmt.randomness import warn_if_random
 
 
 @dataclass(frozen=True)

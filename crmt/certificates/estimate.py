@@ -51,7 +51,8 @@ def estimated_radii(
     shape = (len(head.modalities), head.classes)
     if scores.ndim != 3 or tuple(scores.shape[1:]) != shape or labels.shape != scores.shape[:1]:
         raise BadInputError(
-            f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)}: give (N, {shape[0]}, {shape[1]}) and (N,)"
+            f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)}: give "
+            f"(N, {shape[0]}, {shape[1]}) and (N,)"
         )
     scores = wide(scores)
     return radii(

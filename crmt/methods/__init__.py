@@ -66,7 +66,9 @@ def create(name: str, **settings: Any) -> Method:
     own = kind.parameters()
     others = parameters_of_all()
     for unknown in (s for s in settings if s not in own and s not in others):
-        raise BadInputError(f"no training method has a setting {unknown!r}{_nearest(unknown, kind) or '.'} {_valid(kind)}")
+        raise BadInputError(
+            f"no training method has a setting {unknown!r}{_nearest(unknown, kind) or '.'} {_valid(kind)}"
+        )
     idle = [s for s, value in settings.items() if s not in own and value is not None]
     if idle:
         warnings.warn(f"{name} takes no {', '.join(idle)}: left out. {_valid(kind)}", CRMTWarning, stacklevel=2)
