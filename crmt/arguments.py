@@ -23,7 +23,7 @@ def check_kind(name: str, value: object, kind: type | tuple[type, ...], wanted: 
         BadInputError: names the argument, its type and what to give.
     """
     if not isinstance(value, kind):
-        raise BadInputError(f"{name} is {_shown(value)}: give {wanted}")
+        raise BadInputError(f"{name} is {shown(value)}: give {wanted}")
 
 
 def check_whole(name: str, value: object) -> None:
@@ -33,7 +33,7 @@ def check_whole(name: str, value: object) -> None:
         BadInputError: as `check_kind`.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise BadInputError(f"{name} is {_shown(value)}: give a whole number")
+        raise BadInputError(f"{name} is {shown(value)}: give a whole number")
 
 
 def check_number(name: str, value: object) -> None:
@@ -43,7 +43,7 @@ def check_number(name: str, value: object) -> None:
         BadInputError: as `check_kind`.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BadInputError(f"{name} is {_shown(value)}: give a number")
+        raise BadInputError(f"{name} is {shown(value)}: give a number")
 
 
 def check_names(name: str, value: object) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def check_names(name: str, value: object) -> tuple[str, ...]:
         raise BadInputError(f"{name} is {value!r}: give a list of names, [{value!r}]")
     names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, Tensor) else None
     if names is None or not all(isinstance(n, str) for n in names):
-        raise BadInputError(f"{name} is {_shown(value)}: give a list of modalities' names")
+        raise BadInputError(f"{name} is {shown(value)}: give a list of modalities' names")
     return names
 
 
@@ -80,7 +80,7 @@ def check_model(model: object) -> None:
     # no isinstance: what attacks take for a model, such as the stand-in for a smoothed one, has this in common
     if not isinstance(model, nn.Module) or not isinstance(getattr(model, "modalities", None), Mapping):
         raise BadInputError(
-            f"the model is {_shown(model)}: give a crmt.MultiModalModel; MultiModalModel.around(encoders, inputs, "
+            f"the model is {shown(model)}: give a crmt.MultiModalModel; MultiModalModel.around(encoders, inputs, "
             "classes) makes one of your own encoders"
         )
 
@@ -96,24 +96,26 @@ def check_batches(batches: object) -> None:
     if hasattr(batches, "inputs"):
         raise BadInputError("batches is one batch: give a list, [batch]")
     if not isinstance(batches, Iterable) or isinstance(batches, (str, Mapping, Tensor)):
-        raise BadInputError(f"batches is {_shown(batches)}: give a list or generator of crmt.Batch(inputs, labels)")
+        raise BadInputError(f"batches is {shown(batches)}: give a list or generator of crmt.Batch(inputs, labels)")
 
 
-def check_epochs(batches: object) -> None:
-    """Refuse what gives no batches for an epoch.
+def check_factory(batches: object, argument: str) -> None:
+    """Refuse what gives no batches when it is called with one argument.
+
+    Args:
+        argument: what it is called with, in a word: `epoch`.
 
     Raises:
         BadInputError: as `check_kind`, or a function that does not take one argument.
     """
+    example = f"such as lambda {argument}: [batch]"
     if not callable(batches):
-        raise BadInputError(
-            f"batches is {_shown(batches)}: give a function from the epoch to its batches, such as lambda epoch: [batch]"
-        )
+        raise BadInputError(f"batches is {shown(batches)}: give a function from {argument} to batches, {example}")
     try:
         signature(batches).bind(1)
     except TypeError:
         raise BadInputError(
-            "batches does not take the epoch: give a function of one argument, such as lambda epoch: [batch]"
+            f"batches does not take the {argument}: give a function of one argument, {example}"
         ) from None
     except ValueError:  # a built-in function that does not say what it takes
         return
@@ -129,8 +131,8 @@ def folder_of(value: object) -> Path:
     return Path(value)  # type: ignore[arg-type]
 
 
-def _shown(value: Any) -> str:
-    """Its type with an article, and what it is where that is short."""
+def shown(value: Any) -> str:
+    """A value in an error's line: its type with an article, and what it is where that is short."""
     if value is None:
         return "None"
     kind = type(value).__name__
@@ -139,3 +141,8 @@ def _shown(value: Any) -> str:
     article = "an" if kind[0].lower() in "aeiou" else "a"
     short = repr(value) if isinstance(value, (int, float, str)) else ""
     return f"{article} {kind}" + (f" ({short})" if short and len(short) <= 40 else "")
+
+
+def said(value: Any) -> str:
+    """A value in an error's line that says which are valid: as it was written, where that is text or a number."""
+    return repr(value) if isinstance(value, (str, int, float)) else shown(value)

@@ -36,6 +36,7 @@ def sha256_of(path: Path) -> str:
 
 def digest_of(model: MultiModalModel) -> str:
     """Hex SHA-256 of a model's parameters and buffers as they are now."""
+    check_kind("the model", model, nn.Module, "a crmt.MultiModalModel")
     digest = hashlib.sha256()
     state = model.state_dict()
     check_initialised(state)
@@ -209,6 +210,9 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write what `EpochResult.state()` gave: parameters, the method's companion, the optimiser's tensors, the epoch."""
     folder = folder_of(folder)
     check_kind("state", state, Mapping, "what the state() of an epoch's result gives")
+    missing = [key for key in ("model", "optimizer", "epoch") if key not in state]
+    if missing:
+        raise BadInputError(f"state has no {', '.join(missing)}: give what the state() of an epoch's result gives")
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in state["model"].items()}
     tensors |= {f"companion/{k}": v for k, v in state.get("companion", {}).items()}

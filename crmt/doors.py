@@ -15,6 +15,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
+from crmt.arguments import check_kind
 from crmt.errors import BadInputError
 
 
@@ -117,6 +118,7 @@ class Door:
         Raises:
             BadInputError: no such part, with the nearest name of ours.
         """
+        check_kind(f"the name of {self.what}", name, str, f"one of {', '.join(self.names())}")
         if is_path(name):
             return import_path(name, self.what)
         self.check(name)

@@ -15,6 +15,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from crmt.arguments import check_batches, check_factory
 from crmt.attacks.curves import AttackPlan, Budget, attack_curves
 from crmt.certificates import Certificate
 from crmt.certificates.audit import AuditPlan
@@ -245,7 +246,9 @@ def space_of(model: MultiModalModel, norm: str) -> str:
 def _factory(given: Batches | Iterable[Batch]) -> Batches:
     """A function of how many clips are wanted; batches that are given as they are must bear a second pass."""
     if callable(given):
+        check_factory(given, "limit")
         return given
+    check_batches(given)
     if iter(given) is given:
         raise BadInputError("these batches can be gone through once only: give a list, or a function that opens them")
     return lambda limit: _first(given, limit)

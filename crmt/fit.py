@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from crmt.arguments import check_batches, check_epochs, check_kind, check_model, check_number, check_whole
+from crmt.arguments import check_batches, check_factory, check_kind, check_model, check_number, check_whole, said
 from crmt.distributed import mean_over_ranks, rank
 from crmt.errors import BadInputError, CRMTError
 from crmt.heads import HEADS, OrthogonalHead
@@ -77,7 +77,7 @@ def _check_name(kind: str, name: object, valid: tuple[str, ...]) -> None:
     if name not in valid:
         close = get_close_matches(str(name).lower(), valid, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise BadInputError(f"no {kind} {name!r}. Valid: {', '.join(valid)}.{hint}")
+        raise BadInputError(f"no {kind} {said(name)}. Valid: {', '.join(valid)}.{hint}")
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,14 @@ def _check_head(model: MultiModalModel, method: Method) -> None:
         )
 
 
+def _check_state(state: Mapping[str, Any]) -> None:
+    wanted = "what an epoch's state() or load_state gave"
+    check_kind("state", state, Mapping, wanted)
+    missing = [key for key in ("model", "optimizer", "epoch") if key not in state]
+    if missing:
+        raise BadInputError(f"state has no {', '.join(missing)}: give {wanted}")
+
+
 def _kept_in_evaluation_mode(model: nn.Module) -> list[nn.Module]:
     """The modules that the caller froze and put in evaluation mode, with those below them that are in it too."""
     found = []
@@ -198,9 +206,12 @@ def fit(
     """
     check_model(model)
     check_kind("method", method, Method, "a training method, such as crmt.create('crmt_jt')")
-    check_epochs(batches)
+    check_factory(batches, "epoch")
+    check_kind("wrap", wrap, Callable, "a function from a module to a module")
+    check_kind("held_out", held_out, Callable, "a function that gives batches")
     check_kind("settings", settings, FitSettings, "FitSettings(epochs=..., lr=...)")
-    check_kind("state", {} if state is None else state, Mapping, "what an epoch's state() or load_state gave")
+    if state is not None:
+        _check_state(state)
     unknown = set(settings.noise) - set(model.modalities)
     if unknown:
         raise BadInputError(f"noise for {', '.join(sorted(unknown))}; the model has {', '.join(model.modalities)}")

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from crmt.arguments import check_number, check_tensors, check_whole
+from crmt.arguments import check_number, check_tensors, check_whole, said
 from crmt.certificates.radius import pairwise_radii
 from crmt.errors import BadInputError
 from crmt.gradients import check_grad_mode
@@ -210,8 +210,8 @@ def _finite_mean(values: Tensor) -> float:
 def _check(scores: Tensor, labels: Tensor, bias: Tensor, tau: Tensor, start: Tensor, objective: str, pair: str) -> None:
     if objective not in get_args(Objective) or pair not in get_args(Pair):
         raise BadInputError(
-            f"step 2 has no objective {objective!r} with pair {pair!r}. Valid: {', '.join(get_args(Objective))}; "
-            f"{', '.join(get_args(Pair))}"
+            f"step 2 has no objective {said(objective)} with pair {said(pair)}. Valid: "
+            f"{', '.join(get_args(Objective))}; {', '.join(get_args(Pair))}"
         )
     shape = tuple(start.shape)
     if scores.shape[1:] != shape or tau.shape != shape or bias.shape != shape[1:] or len(labels) != len(scores):

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crmt.arguments import check_tensors
+from crmt.errors import BadInputError
+
 FLOOR = 1e-5
 """Added inside the logarithm, as in the reference code. Without it the loss can fall for ever by scaling features up,
 and robustness falls."""
@@ -21,8 +24,17 @@ def margin_regulariser(scores: Tensor, labels: Tensor, floor: float = FLOOR) -> 
         labels: y, `(B,)`, in range. `fit` checks them batch by batch; a check here would wait for the GPU once more.
         floor: added inside the logarithm, above 0.
 
+    Raises:
+        BadInputError: scores or labels of another kind or shape.
+
     Returns: a scalar. Source: paper, section 3.3, the first step of the training procedure.
     """
+    check_tensors(scores=scores, labels=labels)
+    if scores.ndim != 3 or labels.shape != scores.shape[:1] or labels.dtype != torch.int64:
+        raise BadInputError(
+            f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)} of {labels.dtype}: give (B, M, K) "
+            "scores and one int64 class number an input"
+        )
     return mixed_margin_regulariser(scores, labels, labels, 1.0, floor)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crmt.arguments import check_kind
+from crmt.arguments import check_kind, check_number, check_whole, said
 from crmt.errors import BadInputError
 
 Inputs = dict[str, Tensor]
@@ -41,6 +41,14 @@ class Modality:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        check_whole(f"modality {self.name!r}: channel_axis", self.channel_axis)
+        for field in ("shape", "mean", "std"):
+            values = getattr(self, field)
+            check_kind(f"modality {self.name!r}: {field}", values, (tuple, list), "a tuple of numbers")
+            for value in values:
+                check_number(f"modality {self.name!r}: a number of {field}", value)
+        if not -len(self.shape) <= self.channel_axis < len(self.shape):
+            raise BadInputError(f"modality {self.name!r}: shape {self.shape} has no axis {self.channel_axis}")
         channels = self.shape[self.channel_axis]
         if len(self.mean) != channels or len(self.std) != channels:
             raise BadInputError(
@@ -87,7 +95,7 @@ def check_name(name: str) -> None:
         BadInputError: not a text, an empty one, one with a dot, or a name that torch's modules use (`type`, `values`).
     """
     if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
-        raise BadInputError(f"no modality can be called {name!r}, which torch refuses for a module: rename it")
+        raise BadInputError(f"no modality can be called {said(name)}, which torch refuses for a module: rename it")
 
 
 def check_floating(name: str, values: Tensor, box: tuple[float, float] | None) -> None:

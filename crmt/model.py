@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from crmt.arguments import check_kind, check_whole
+from crmt.arguments import check_kind, check_whole, said
 from crmt.encoders import Given, build_encoder
 from crmt.errors import BadInputError
 from crmt.heads import HEADS, Head
@@ -87,7 +87,7 @@ class MultiModalModel(nn.Module):
                 than classes under an orthogonal head.
         """
         if not isinstance(head, str) or head not in HEADS:
-            raise BadInputError(f"no head {head!r}. Valid: {', '.join(HEADS)}")
+            raise BadInputError(f"no head {said(head)}. Valid: {', '.join(HEADS)}")
         check_kind("encoders", encoders, (Mapping, nn.ModuleDict), "a dictionary of modality to torch.nn.Module")
         check_kind("inputs", inputs, Mapping, "a dictionary of modality to tensor, such as {'video': x}")
         check_kind("boxes", {} if boxes is None else boxes, Mapping, "a dictionary of modality to (low, high)")
@@ -198,6 +198,7 @@ def check_initialised(tensors: Mapping[str, Tensor]) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, parameters frozen and parametrised weights computed once, until the block ends."""
+    check_kind("the model", model, nn.Module, "a crmt.MultiModalModel")
     modes = [(module, module.training) for module in model.modules()]
     # a lazy layer's have no value yet, and may not be touched before its first batch
     wanted = [(p, p.requires_grad) for p in model.parameters() if not is_lazy(p)]
@@ -253,6 +254,8 @@ def build_model(spec: ModelSpec, seed: int = 0, *, start_weights: bool = True) -
     Raises:
         BadInputError: an unknown encoder or head, a modality without an encoder, or an encoder that cannot be built.
     """
+    check_kind("spec", spec, ModelSpec, "a ModelSpec")
+    check_whole("seed", seed)
     if spec.head not in HEADS:
         raise BadInputError(f"no head {spec.head!r}. Valid: {', '.join(HEADS)}")
     with torch.random.fork_rng(devices=[]):

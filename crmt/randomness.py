@@ -20,7 +20,7 @@ _looked_at: WeakSet[nn.Module] = WeakSet()
 
 @torch.no_grad()
 def warn_if_random(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-    """Warn of a model whose scores of the same inputs differ between two passes, as AutoAttack does (`check_randomized`).
+    """Warn of a model whose scores of the same inputs differ between two passes (AutoAttack's `check_randomized`).
 
     Costs two passes of a few inputs, once for each model.
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from crmt.attacks.balls import Ball, chosen
 from crmt.attacks.losses import check_loss, likely_targets
-from crmt.attacks.search import AttackResult, Search, check_counts
-from crmt.errors import BadInputError
+from crmt.attacks.search import AttackResult, Search, check_counts, check_targets
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, evaluating
 
@@ -50,10 +49,9 @@ def apgd(
     Raises:
         BadInputError: targets below 0, and as `pgd`.
     """
-    check_loss(loss, targeted=targets > 0)
     check_counts(steps=steps, restarts=restarts)
-    if targets < 0:
-        raise BadInputError(f"targets must be 0 or more, not {targets}")
+    check_targets(targets)
+    check_loss(loss, targeted=targets > 0)
     with evaluating(model):
         search = Search(model, inputs, labels, ball)
         wanted = list(likely_targets(search.logits, labels, targets).T) if targets else [None]

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crmt.arguments import check_kind, check_names, check_number
+from crmt.arguments import check_kind, check_names, check_number, said
 from crmt.errors import BadInputError
 from crmt.modality import Inputs, Modality
 
@@ -40,7 +40,7 @@ class Ball:
         if not names or len(set(names)) != len(names):
             raise BadInputError(f"a ball needs every attacked modality once, not {names}")
         if self.norm not in ("l2", "linf"):
-            raise BadInputError(f"no norm {self.norm!r}. Valid: l2, linf")
+            raise BadInputError(f"no norm {said(self.norm)}. Valid: l2, linf")
         for g in self.groups:
             _check_budget(g.epsilon)
 
@@ -172,7 +172,7 @@ class Ball:
                 result |= {m: v * columns(epsilon, v) for m, v in noise.items()}
                 continue
             size = sum(v[0].numel() for v in noise.values())
-            uniform = torch.rand(len(first), generator=generator, device=_device(generator)).to(epsilon)
+            uniform = torch.rand(len(first), generator=generator, device=device_of(generator)).to(epsilon)
             scale = epsilon * uniform.pow(1 / size) / _joint_norm(list(noise.values())).clamp_min(1e-38)
             result |= {m: v * columns(scale, v) for m, v in noise.items()}
         return result
@@ -240,12 +240,15 @@ def _rows(epsilon: Budget, rows: Tensor) -> Budget:
     return epsilon[rows.to(epsilon.device)]
 
 
-def _device(generator: torch.Generator | None) -> torch.device:
-    return generator.device if generator is not None else torch.device("cpu")
+def device_of(generator: torch.Generator | None) -> torch.device:
+    if generator is None:
+        return torch.device("cpu")
+    check_kind("generator", generator, torch.Generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")
+    return generator.device
 
 
 def _noise(like: Tensor, norm: str, generator: torch.Generator | None) -> Tensor:
-    drawn = torch.empty(like.shape, device=_device(generator), dtype=like.dtype)
+    drawn = torch.empty(like.shape, device=device_of(generator), dtype=like.dtype)
     drawn = drawn.normal_(generator=generator) if norm == "l2" else drawn.uniform_(-1, 1, generator=generator)
     return drawn.to(like.device)
 

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from crmt.arguments import check_kind
 from crmt.attacks.balls import Ball
 from crmt.attacks.losses import check_loss
-from crmt.attacks.search import AttackResult, check_counts
-from crmt.errors import BadInputError
+from crmt.attacks.search import AttackResult, check_counts, check_targets
 from crmt.model import MultiModalModel
 
 
@@ -38,8 +38,7 @@ class AttackSettings:
     def __post_init__(self) -> None:
         check_loss(self.loss)
         check_counts(steps=self.steps, restarts=self.restarts, queries=self.queries, draws=self.draws)
-        if self.targets < 0:
-            raise BadInputError(f"targets must be 0 or more, not {self.targets}")
+        check_targets(self.targets)
 
     def chosen(self, names: Sequence[str]) -> dict[str, str | int]:
         """Some of the settings by name, in the order in which they are declared."""
@@ -63,6 +62,9 @@ class Call:
     start: Mapping[str, Tensor] | None = None
     """Adversarial inputs to start from, such as those of a smaller radius."""
     generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("settings", self.settings, AttackSettings, "AttackSettings(...)")
 
     @property
     def target(self) -> tuple[MultiModalModel, Mapping[str, Tensor], Tensor, Ball]:

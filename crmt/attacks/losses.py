@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from crmt.arguments import said
 from crmt.errors import BadInputError
 from crmt.losses import logit_margin
 
@@ -61,7 +62,7 @@ def check_loss(loss: str, targeted: bool = False) -> None:
     valid = TARGETED_LOSSES if targeted else ATTACK_LOSSES
     if not isinstance(loss, str) or loss not in valid:
         kind = "targeted attack loss" if targeted else "attack loss"
-        raise BadInputError(f"no {kind} {loss!r}. Valid: {', '.join(valid)}")
+        raise BadInputError(f"no {kind} {said(loss)}. Valid: {', '.join(valid)}")
 
 
 def attack_loss(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:

@@ -51,6 +51,13 @@ def check_counts(**counts: int) -> None:
             raise BadInputError(f"{name} must be 1 or more, not {count}")
 
 
+def check_targets(targets: int) -> None:
+    """Refuse a number of target classes below 0."""
+    check_whole("targets", targets)
+    if targets < 0:
+        raise BadInputError(f"targets must be 0 or more, not {targets}")
+
+
 def _check(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball) -> None:
     check_model(model)
     check_kind("ball", ball, Ball, "a Ball, such as Ball.joint(['video'], 0.5)")

@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, Group, chosen, columns
+from crmt.attacks.balls import Ball, Group, chosen, columns, device_of
 from crmt.attacks.base import Attack, Call
 from crmt.attacks.search import AttackResult, Search, check_counts
 from crmt.modality import Inputs
@@ -75,7 +75,7 @@ class _Draw:
 
     def __init__(self, generator: torch.Generator | None) -> None:
         self.generator = generator
-        self.device = generator.device if generator is not None else torch.device("cpu")
+        self.device = device_of(generator)
 
     def integers(self, high: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
         return torch.randint(high, shape, generator=self.generator, device=self.device).to(like.device)

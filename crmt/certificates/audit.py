@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crmt.arguments import check_batches, check_kind, check_model, check_tensors
+from crmt.arguments import check_batches, check_kind, check_model, check_tensors, check_whole
 from crmt.attacks import attack as run_attack
 from crmt.attacks.balls import Ball
 from crmt.attacks.base import DEFAULT_SETTINGS, AttackSettings
 from crmt.attacks.registry import find_attack
 from crmt.certificates.radius import Radii
 from crmt.errors import BadInputError
-from crmt.modality import Batch, check_batch_kind
+from crmt.modality import Batch, check_batch_kind, check_inputs
 from crmt.model import MultiModalModel
 from crmt.progress import Progress, silent
 
@@ -86,7 +86,7 @@ def audit(
     """
     check_model(model)
     check_kind("radii", radii, Radii, "what estimated_radii or lipschitz_radii gave")
-    check_kind("inputs", inputs, Mapping, "a dictionary of modality to tensor, such as {'video': x}")
+    check_inputs(model.modalities, inputs)
     check_tensors(labels=labels)
     if radii.smoothed:
         raise BadInputError("these radii are of the smoothed classifier, not of the model: use audit_smoothing")
@@ -140,6 +140,7 @@ def audit_batches(
     """
     check_kind("radii", radii, Radii, "what estimated_radii or lipschitz_radii gave")
     check_batches(batches)
+    check_whole("seed", seed)
     parts: list[dict[str, Audit]] = []
     done = 0
     for number, batch in enumerate(batches):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import NoneType
 
 import torch
 from torch import Tensor
@@ -47,6 +48,12 @@ def estimated_radii(
     check_kind("head", head, Head, "the model's head, model.head")
     check_tensors(scores=scores, labels=labels)
     check_kind("constants", constants, GradientConstants, "what gradient_constants gave")
+    shape = (len(head.modalities), head.classes)
+    if scores.ndim != 3 or tuple(scores.shape[1:]) != shape or labels.shape != scores.shape[:1]:
+        raise BadInputError(
+            f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)}: give "
+            f"(N, {shape[0]}, {shape[1]}) and (N,)"
+        )
     scores = wide(scores)
     return radii(
         NAME,
@@ -116,6 +123,7 @@ def gradient_constants(
     """
     check_model(model)
     check_batches(batches)
+    check_kind("pairs", pairs, (bool, NoneType), "True, False or None")
     keep_pairs = not isinstance(model.head, OrthogonalHead) if pairs is None else pairs
     total: GradientConstants | None = None
     width = sum(int(torch.tensor(m.shape).prod()) for m in model.modalities.values())

@@ -15,7 +15,7 @@ import torch
 from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
-from crmt.arguments import check_batches, check_kind, check_model, check_number, check_whole
+from crmt.arguments import check_batches, check_kind, check_model, check_number, check_whole, shown
 from crmt.certificates.radius import Radii
 from crmt.checkpoint import digest_of
 from crmt.errors import BadInputError, CRMTWarning
@@ -50,7 +50,7 @@ class SmoothingSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.sigmas, Mapping):
             raise BadInputError(
-                f"smoothing: sigmas is {self.sigmas!r}: give one for every modality, such as {{'video': 0.25}}"
+                f"smoothing: sigmas is {shown(self.sigmas)}: give one for every modality, such as {{'video': 0.25}}"
             )
         if not self.sigmas:
             raise BadInputError("smoothing needs sigmas: one for every modality of the model")
@@ -269,13 +269,13 @@ def _check_stored(clip: SmoothedClip, label: int, settings: SmoothingSettings, d
         raise BadInputError(f"done holds a {type(clip).__name__}: restore each clip with SmoothedClip(**stored)")
     if clip.sigmas is not None and dict(clip.sigmas) != dict(settings.sigmas):
         raise BadInputError(
-            f"the stored result of clip {clip.id!r} is of noise {dict(clip.sigmas)}, now it is {dict(settings.sigmas)}: "
-            "delete it, or resume with those sigmas"
+            f"the stored result of clip {clip.id!r} is of noise {dict(clip.sigmas)}, now it is "
+            f"{dict(settings.sigmas)}: delete it, or resume with those sigmas"
         )
     if clip.weights is not None and clip.weights != digest:
         raise BadInputError(
-            f"the stored result of clip {clip.id!r} is of another model (weights {clip.weights[:12]}, now {digest[:12]}): "
-            "delete it, or resume with that model"
+            f"the stored result of clip {clip.id!r} is of another model (weights {clip.weights[:12]}, now "
+            f"{digest[:12]}): delete it, or resume with that model"
         )
     bound = probability_bound(clip.count, clip.n, settings.alpha)
     if clip.label != label or clip.n != settings.n or not isclose(clip.p_lower, bound, rel_tol=1e-9):

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-from crmt.arguments import check_kind
+from crmt.arguments import shown
 from crmt.doors import Door
 from crmt.errors import BadInputError, CRMTWarning
 from crmt.methods.base import Epoch, LossTerms, Method, Step
@@ -65,7 +65,6 @@ def create(name: str, **settings: Any) -> Method:
     Raises:
         BadInputError: no such method, a setting that no method has, or a value that the method does not take.
     """
-    check_kind("a training method's name", name, str, f"one of {', '.join(method_names())}")
     kind = method_class(name)
     own = kind.parameters()
     others = parameters_of_all()
@@ -109,7 +108,7 @@ def _check_types(kind: type[Method], given: Mapping[str, Any]) -> None:
             continue
         number, words = wanted
         if isinstance(value, bool) or not isinstance(value, number):
-            raise BadInputError(f"{field.name} must be {words}, not {value!r}: change train.{field.name}")
+            raise BadInputError(f"{field.name} must be {words}, not {shown(value)}: change train.{field.name}")
 
 
 _NUMBERS: dict[str, tuple[type, str]] = {"int": (Integral, "a whole number"), "float": (Real, "a number")}

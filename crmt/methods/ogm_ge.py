@@ -27,10 +27,11 @@ class OGMGE(Method):
     + b/2)_{y_i}, to the other's.
 
     Interpretation: with M modalities b/M for b/2, and ρ is the ratio to the MEAN confidence of the others; with one k
-    is 1 and only the noise is left. As in the released code only the kernels of convolutions are modulated, there of
-    images (4-d gradients), here of one, two and three dimensions, transposed ones too; encoders without any, of linear
-    layers or of convolutions made from other parameters (`lipschitz_conv`), would train as in JT. The noise of a layer has the deviation of the layer's gradient before it is scaled. Ours goes on until the end
-    of training, where the code's scripts stop it after 50 of 100 epochs.
+    is 1 and only the noise is left. As in the released code only the kernels of convolutions are modulated, there
+    of images (4-d gradients), here of one, two and three dimensions, transposed ones too; encoders without any, of
+    linear layers or of convolutions made from other parameters (`lipschitz_conv`), would train as in JT. The noise
+    of a layer has the deviation of the layer's gradient before it is scaled. Ours goes on until the end of
+    training, where the code's scripts stop it after 50 of 100 epochs.
     """
 
     title = "OGM-GE"

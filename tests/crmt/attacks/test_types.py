@@ -158,3 +158,13 @@ def test_other_types_are_refused() -> None:
     model, inputs, labels = case(torch.float32, False)
     with pytest.raises(BadInputError, match=r"'a' is float8_e4m3fn: attacks take float16, bfloat16"):
         attack("pgd", model, inputs | {"a": inputs["a"].to(torch.float8_e4m3fn)}, labels, Ball.joint(["a"], 0.1))
+
+
+def test_each_is_every_modalitys_own_ball() -> None:
+    """As `balls: [each]` of a configuration."""
+    found = Ball.each(["a", "b"], 0.3, "linf")
+    assert found == {m: Ball.joint([m], 0.3, "linf") for m in ("a", "b")}
+    model, inputs, labels = case(torch.float32, False)
+    for m, ball in found.items():
+        moved_inputs = attack("pgd", model, inputs, labels, ball, settings=SETTINGS).inputs
+        assert [n for n in inputs if not torch.equal(moved_inputs[n], inputs[n])] == [m]

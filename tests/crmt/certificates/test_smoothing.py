@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import cast
@@ -20,13 +21,15 @@ from crmt.certificates.sampling import (
     certified_accuracy,
     generator_of,
     largest_radius,
+    least_n,
     noisy_copies,
     probability_bound,
     radius_of,
     smooth,
     smoothed_radii,
 )
-from crmt.errors import BadInputError
+from crmt.checkpoint import digest_of
+from crmt.errors import BadInputError, CRMTWarning
 from crmt.modality import Batch, Inputs
 from crmt.model import MultiModalModel
 from tests.crmt.tiny import (
@@ -349,3 +352,36 @@ def test_stored_clips_of_other_settings_are_refused(changes: dict[str, float]) -
     first = next(iter(smooth(model, batches, plan(model))))
     with pytest.raises(BadInputError, match="other settings or labels"):
         list(smooth(model, batches, plan(model), done={first.id: replace(first, **changes)}))  # type: ignore[arg-type]
+
+
+def test_clips_of_other_noise_or_another_model_are_not_gone_on_with() -> None:
+    model = linear_model("concat", 2)
+    inputs = random_inputs(model, 3)
+    batches, setting = in_batches(inputs, torch.tensor([0, 1, 2]), 3), plan(model)
+    clips = list(smooth(model, batches, setting))
+    assert {c.weights for c in clips} == {digest_of(model)}
+    assert all(c.sigmas == setting.sigmas for c in clips)
+    stored = {c.id: SmoothedClip(**json.loads(json.dumps(asdict(c)))) for c in clips}
+    assert list(smooth(model, batches, setting, done=stored)) == clips
+    louder = replace(setting, sigmas={m: 2 * s for m, s in setting.sigmas.items()})
+    with pytest.raises(BadInputError, match=r"clip 'clip-0' is of noise {.*}, now it is {.*}: delete it") as caught:
+        list(smooth(model, batches, louder, done=stored))
+    assert "\n" not in str(caught.value)
+    with torch.no_grad():
+        model.head.bias[0] += 1e-3
+    with pytest.raises(BadInputError, match=r"clip 'clip-0' is of another model \(weights \w{12}, now "):
+        list(smooth(model, batches, setting, done=stored))
+    old = {c.id: replace(c, sigmas=None, weights=None) for c in clips}  # of a version that did not say
+    assert list(smooth(model, batches, setting, done=old)) == list(old.values())
+
+
+def test_too_few_copies_for_alpha_are_warned_of() -> None:
+    """α^(1/n) > 1/2 wants n > log2(1/α)."""
+    for alpha, least in ((0.001, 10), (0.5, 2), (0.25, 3), (0.05, 5)):
+        assert least_n(alpha) == least
+        assert largest_radius(least, alpha) > 0 == largest_radius(least - 1, alpha)
+        with pytest.warns(CRMTWarning, match=rf"certify nothing at alpha {alpha}, even if all agree: give n {least}"):
+            SmoothingSettings(sigmas={"a": 1.0}, n=least - 1, alpha=alpha)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            SmoothingSettings(sigmas={"a": 1.0}, n=least, alpha=alpha)

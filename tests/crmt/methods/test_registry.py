@@ -90,9 +90,9 @@ def test_settings_go_to_the_methods_that_have_them() -> None:
         ("crmt_jt", {"Rho": 1.0}, r"'Rho'. Did you mean 'rho'"),
         ("gb", {"super_epoch": 2}, r"'super_epoch'. Did you mean 'gb_super_epoch'"),
         ("crmt_at", {"quux": 1}, r"no training method has a setting 'quux'. Settings of CRMT-AT: rho, epsilon, attack"),
-        ("crmt_at", {"epsilon": "0.5"}, r"epsilon must be a number, not '0.5'"),
-        ("crmt_at", {"epsilon": [0.5]}, r"epsilon must be a number, not \[0.5\]"),
-        ("crmt_at", {"attack_steps": 2.5}, r"attack_steps must be a whole number, not 2.5"),
+        ("crmt_at", {"epsilon": "0.5"}, r"epsilon must be a number, not a str"),
+        ("crmt_at", {"epsilon": [0.5]}, r"epsilon must be a number, not a list"),
+        ("crmt_at", {"attack_steps": 2.5}, r"attack_steps must be a whole number, not a float \(2.5\)"),
     ],
 )
 def test_a_setting_that_no_method_has_is_refused(name: str, given: dict[str, Any], message: str) -> None:
