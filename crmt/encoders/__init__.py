@@ -44,8 +44,6 @@ def find_encoder(name: str) -> Callable[..., nn.Module]:
     Raises:
         BadInputError: no such encoder; the message lists ours.
     """
-    if not isinstance(name, str):
-        raise BadInputError(f"no encoder {name!r}. Valid: {', '.join(encoder_names())}, or package.module:Name")
     if name.startswith(TIMM):
         from crmt.encoders.pretrained import timm_encoder
 

@@ -59,7 +59,7 @@ def test_modules_and_packages_are_sent_and_nothing_else(folder: Path, monkeypatc
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
-        BadInputError, match="there is no folder .*nowhere to import code from: name it with --with DIR"
+        BadInputError, match=r"there is no folder .*nowhere to import code from: name it with --with DIR"
     ):
         put_on_path([str(tmp_path / "nowhere")])
 
@@ -75,7 +75,8 @@ start_ray(dashboard=False, code=[{str(folder)!r}])
 @ray.remote
 def where():
     import datasets, mynet, net.deep.layers
-    return [m.__file__ for m in (datasets, mynet, net.deep.layers)], "clip.mp4" in __import__("os").listdir(net.__path__[0])
+    import os
+    return [m.__file__ for m in (datasets, mynet, net.deep.layers)], "clip.mp4" in os.listdir(net.__path__[0])
 
 found, clip = ray.get(where.remote())
 assert all("py_modules_files" in f for f in found), found

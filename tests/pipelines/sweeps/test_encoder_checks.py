@@ -134,7 +134,7 @@ def test_every_choice_of_a_search_is_built() -> None:
     search = {"model.encoders.video": {"choice": ["small_resnet", {"path": "own_nets:Net", "depth": 1}]}}
     check("small_resnet", search=search)
     search["model.encoders.video"]["choice"].append({"path": "own_nets:Net", "deep": 1})
-    with pytest.raises(BadInputError, match="^model.encoders.video: own_nets:Net cannot be called with .*deep"):
+    with pytest.raises(BadInputError, match=r"^model.encoders.video: own_nets:Net cannot be called with .*deep"):
         check("small_resnet", search=search)
 
 
