@@ -350,7 +350,7 @@ def test_bad_calls_are_refused_by_every_attack() -> None:
         for given_inputs, given_labels, given_ball, message in refused:
             with pytest.raises(BadInputError, match=message):
                 attack(name, model, given_inputs, given_labels, given_ball, settings=QUICK)
-    with pytest.raises(BadInputError, match=r"no attack 'cw'. Valid: fgm, pgd, minimal_norm"):
+    with pytest.raises(BadInputError, match=r"no attack 'cw'. Valid: apgd_ce, apgd_dlr, auto, fgm"):
         attack("cw", model, inputs, labels, ball)
     with pytest.raises(BadInputError, match=r"no targeted attack loss 'cross_entropy'. Valid: margin, dlr"):
         apgd(model, inputs, labels, ball, targets=2)
