@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,15 +141,18 @@ def _contents(index: ClipIndex, column: str) -> Iterable[str]:
 
 
 def _file_state(path: str) -> str:
+    """Size and time of a file, or of every picture that a folder or pattern names."""
     if not path:
         return "none"
-    if are_pictures(path):
-        digest = hashlib.sha256()
-        for file in picture_files(path):
-            digest.update(f"{os.path.basename(file)} {_file_state(file)}\n".encode())  # noqa: PTH119 - hot loop
-        return digest.hexdigest()
     try:
-        state = Path(path).stat()
+        state = os.stat(path)  # noqa: PTH116 - hot loop
     except OSError:
-        return "absent"
-    return f"{state.st_size} {state.st_mtime_ns}"
+        return _pictures_state(path) if are_pictures(path) else "absent"
+    return _pictures_state(path) if stat.S_ISDIR(state.st_mode) else f"{state.st_size} {state.st_mtime_ns}"
+
+
+def _pictures_state(path: str) -> str:
+    digest = hashlib.sha256()
+    for file in picture_files(path):
+        digest.update(f"{os.path.basename(file)} {_file_state(file)}\n".encode())  # noqa: PTH119 - hot loop
+    return digest.hexdigest()

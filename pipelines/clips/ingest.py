@@ -45,8 +45,9 @@ _SHARD_CLIPS = 64  # of one task and Parquet part: what a task holds does not gr
 
 
 def look_ahead(data: DataConfig) -> ClipIndex | None:
-    """Known before Ray is started: that the cache can be reached, and the index (`sources.load_without_ray`); that it has
-    the columns of data.modalities, and that the first arrays are of the shapes that are given there.
+    """Known before Ray is started: that the cache can be reached, and the index (`sources.load_without_ray`).
+
+    It has the columns of data.modalities, and the first arrays are of the shapes that are given there.
 
     Raises:
         BadInputError: a cache, lists or modalities that cannot be used.
