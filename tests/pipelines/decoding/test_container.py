@@ -115,7 +115,7 @@ def test_cover_art_beside_a_picture_is_not_the_picture(tmp_path: Path, plain: Pa
 def test_words_longer_than_the_clip_do_not_make_it_short(tmp_path: Path, plain: Path) -> None:
     """The container's duration is that of its longest track, here of subtitles, and no track has a tag of its own."""
     (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:09,000\nword\n")
-    for name, inputs in (("a.mkv", ("-map", "0:v")), ("b.mkv", ("-map", "0:a")), ("c.mkv", ("-map", "0:v,0:a")[:2])):
+    for name, inputs in (("a.mkv", ("-map", "0:v")), ("b.mkv", ("-map", "0:a")), ("c.mkv", ("-map", "0"))):
         path = tmp_path / name
         ffmpeg("-i", str(plain), "-i", str(tmp_path / "a.srt"), *inputs, "-map", "1", "-c:v", "copy", "-c:a", "copy",
                str(path))  # fmt: skip
@@ -209,11 +209,11 @@ def test_a_late_stream_stands_where_the_clip_has_it(tmp_path: Path, name: str, l
     decode(path)
     samples = open_container(path, 8000, 4.0, time.monotonic() + 120).waveform
     loud = np.abs(samples[: len(samples) // 800 * 800]).reshape(-1, 800).max(1) > 0.02
-    right = np.frombuffer(ffmpeg("-i", str(path), "-map", "0:v", "-map", "0:a", "-f", "null", "-c", "copy", "-"), "u1")
-    assert len(right) == 0
     assert abs(int(loud.sum()) - 20) <= 2
     begins = int(loud.argmax())
-    assert abs(begins - 10 * (late == "sound")) <= 1 or (name == "late.mxf" and begins == 0)  # MXF has no late start
+    assert abs(begins - 10 * (late == "sound")) <= 1 or (
+        name in ("late.mxf", "late.avi") and begins == 0
+    )  # these say nothing
 
 
 def test_times_below_zero_are_the_clips_start(tmp_path: Path, plain: Path) -> None:
