@@ -21,7 +21,7 @@ from pipelines.decoding.pictures import are_pictures, picture_files
 from pipelines.infra.storage import Folder
 from pipelines.sources.index import ClipIndex
 
-FORMAT = 5
+FORMAT = 6
 """Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
 CARD, QUARANTINE_FILE = "cache.json", "quarantine.csv"
 QUARANTINE = ("clip_id", "path", "split", "reason", "detail")

@@ -140,6 +140,8 @@ def _frames(media: Any, stream: Any) -> Iterator[Any]:
     few; before the first frame any number: a live cut begins between two key frames."""
     packets, errors, shown = 0, 0, False
     for packet in media.demux(stream):
+        if not packet.size and packet.dts is not None:  # as AVI and Ogg write where the last frame stays on
+            continue
         packets += 1
         try:
             found = packet.decode()
