@@ -12,16 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
-from pipelines.reporting.names import (
-    JOINT,
-    PRODUCT,
-    Names,
-    attacks_in_order,
-    certificates_in_order,
-    json_object,
-    methods_in_order,
-    names_of,
-)
+from pipelines.reporting.names import JOINT, PRODUCT, Names, in_order, json_object, names_of
 from pipelines.runs.results import TABLES, ResultsStore, open_store
 
 BUDGETS_SHOWN = 3
@@ -176,7 +167,7 @@ class RunData:
         texts = found[found.certificate == certificate].settings.dropna().unique()
         alphas = {json_object(text).get("alpha") for text in texts}
         alpha = alphas.pop() if len(alphas) == 1 else None
-        if not isinstance(alpha, float):
+        if not isinstance(alpha, float) or "%" in word:
             return word
         first, bracket, rest = word.partition(" (")
         return f"{first} ({100 * (1 - alpha):.6g} %{', ' + rest if bracket else ')'}"
@@ -282,18 +273,23 @@ def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> Ru
     tables = {name: store.read(name) for name in TABLES}
     trials, curves = tables["trials"], tables["curves"]
     joint = curves[(curves.ball == JOINT) & (curves.norm == "l2") & curves.epsilon.notna()]
-    attacks = attacks_in_order(distinct(curves.attack))
-    strongest = [a for a in attacks_in_order(distinct(joint.attack)) if a != "noise"]
+    attacks = in_order("attacks", distinct(curves.attack))
+    strongest = [a for a in in_order("attacks", distinct(joint.attack)) if a != "noise"]
     attack = strongest[0] if strongest else "pgd"
     joint = joint[joint.attack == attack]
     budgets = sorted(float(e) for e in joint.epsilon.dropna().unique())
-    names, certificates = names_of(provenance, distinct(trials.method)), _certificates(tables)
+    names, kinds = names_of(provenance, distinct(trials.method)), (tables[t].certificate for t in ("radii", "metrics"))
+    certificates = in_order("certificates", set[str]().union(*map(distinct, kinds)))
     bare = RunData(
         run=run,
         provenance=provenance,
         names=names,
         tables=tables,
-        parts={name: _by_trial(table) for name, table in tables.items()},
+        parts={
+            name: {str(k): rows for k, rows in table.groupby("trial_id")}
+            for name, table in tables.items()
+            if "trial_id" in table
+        },
         summary=pd.DataFrame(),
         best=_best(trials),
         modalities=_modalities(tables),
@@ -308,17 +304,9 @@ def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> Ru
     return replace(bare, summary=_summary(bare))
 
 
-def _by_trial(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(k): rows for k, rows in table.groupby("trial_id")} if "trial_id" in table else {}
-
-
 def distinct(column: pd.Series) -> set[str]:
     """The values that occur, without nulls."""
     return {str(v) for v in column.dropna().unique()}
-
-
-def _certificates(tables: dict[str, pd.DataFrame]) -> list[str]:
-    return certificates_in_order(distinct(tables["radii"].certificate) | distinct(tables["metrics"].certificate))
 
 
 def _shows_chance(tables: dict[str, pd.DataFrame], certificate: str) -> bool:
@@ -337,7 +325,7 @@ def _modalities(tables: dict[str, pd.DataFrame]) -> list[str]:
 def _best(trials: pd.DataFrame) -> dict[str, str]:
     """Best trial of each method by validation metric: a finished one if there is one, else a stopped one."""
     found: dict[str, str] = {}
-    for method in methods_in_order(distinct(trials.method)):
+    for method in in_order("methods", distinct(trials.method)):
         rows = trials[trials.method == method]
         done = rows[rows.status == "finished"]
         done = done if len(done) else rows[(rows.status == "stopped") & rows.selected_value.notna()]

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 JOINT, PRODUCT = "joint", "product"
 OURS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "names.json").read_text(encoding="utf-8"))
@@ -24,6 +22,10 @@ HUES = ("#0f79bd", "#d98c00", "#0a9d76", "#cb6ba0", "#d55e00", "#4ba9de")
 MARKS = ("circle", "diamond", "square")
 FOREIGN_MARKS = ("triangle-up", "triangle-down", "cross", "hexagon")
 """Of methods that are not ours."""
+FOREIGN_LOOK = (HUES[-1], FOREIGN_MARKS[0])
+
+
+_UNKNOWN: dict[str, Any] = {"sound": False, "meaning": ""}
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ class Names:
 
     def method(self, name: Any) -> str:
         """The name that people know a method by."""
-        unknown = name is None or (isinstance(name, float) and np.isnan(name))
-        return "unknown method" if unknown else self.methods.get(str(name), str(name))
+        return self.methods.get(name, name) if isinstance(name, str) else "unknown method"
 
     def attack(self, name: str) -> str:
         """As in tables and keys."""
@@ -79,18 +80,15 @@ class Names:
     def certificate(self, name: str) -> Certificate:
         """What is said of its radii; one that nobody described is not called sound."""
         found = self.certificates.get(name)
-        return found or Certificate(title=name, word=name, sound=False, meaning="", column=name, clips=name)
+        return found or Certificate(**_UNKNOWN | {"title": name, "word": name, "column": name, "clips": name})
 
     def colour(self, method: Any) -> str:
         """The same colour for a method in every figure; hues repeat, with another mark."""
-        return self._look(method)[0]
+        return self.looks.get(str(method), FOREIGN_LOOK)[0]
 
     def mark(self, method: Any) -> str:
         """The plotly symbol that goes with `colour`: the pair is each method's own."""
-        return self._look(method)[1]
-
-    def _look(self, method: Any) -> tuple[str, str]:
-        return self.looks.get(str(method)) or _foreign_look(str(method), ())
+        return self.looks.get(str(method), FOREIGN_LOOK)[1]
 
     def settings(self, settings: Mapping[str, Any], without: Iterable[str] = ("seed",)) -> str:
         """`τ̂ from 512 training clips, audited by auto, 20 steps`: what a number rests on."""
@@ -98,7 +96,7 @@ class Names:
         for key, value in settings.items():
             if key in without:
                 continue
-            text = self.attack(str(value)) if key == "audit" else _by_modality(value)
+            text = self.attack(str(value)) if key == "audit" else _plain(value)
             text = text.replace("_", "-") if key == "loss" else text
             pattern = OURS["settings"].get(key, key.replace("{", "").replace("}", "").replace("_", " ") + " {}")
             parts.append((pattern.removesuffix("s") if text == "1" else pattern).format(text))
@@ -134,20 +132,18 @@ def _certificates(found: Any) -> dict[str, Certificate]:
     """Ours and the card's, each with a word of its own: radii of different kinds must never share a column."""
     given = {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
     certificates: dict[str, Certificate] = {}
-    for name in in_order({*OURS["certificates"], *given}, OURS["certificates"]):
-        said = {
-            k: v for k, v in given.get(name, {}).items() if k in ("title", "word", "meaning") and isinstance(v, str)
-        }
-        if isinstance(given.get(name, {}).get("sound"), bool):
-            said["sound"] = given[name]["sound"]
-        bare = {"title": name, "word": name, "sound": False, "meaning": "", "column": name}
-        fields = bare | OURS["certificates"].get(name, {}) | said
-        certificate = Certificate(**{"clips": ""} | fields)
-        if certificate.word in {other.word for other in certificates.values()}:
-            certificate = replace(certificate, word=f"{certificate.word} ({name})")
-        if certificate.word != OURS["certificates"].get(name, {}).get("word"):  # then our sentences do not fit it
-            certificate = replace(certificate, curve="", clips=certificate.word)
-        certificates[name] = certificate
+    for name in in_order("certificates", {*OURS["certificates"], *given}):
+        ours, said = OURS["certificates"].get(name, {}), given.get(name, {})
+        kept = {k: said[k] for k in ("title", "word", "meaning") if isinstance(said.get(k), str)}
+        kept |= {"sound": said["sound"]} if isinstance(said.get("sound"), bool) else {}
+        fields = _UNKNOWN | {"title": name, "word": name, "column": name} | ours | kept
+        word = fields["word"].replace(" radius", "")
+        if ours:  # how sure ours is follows from the settings of the radii
+            word = word.partition(" (")[0] if "%" in word else word
+        word += f" ({name})" if word in {other.word for other in certificates.values()} else ""
+        # our sentences fit our words alone
+        own = {"meaning": ours["meaning"]} if word == ours.get("word") else {"curve": "", "clips": word}
+        certificates[name] = Certificate(**fields | own | {"word": word})
     return certificates
 
 
@@ -158,25 +154,16 @@ def _foreign_look(method: str, taken: Iterable[tuple[str, str]]) -> tuple[str, s
     return next((pair for pair in pairs if pair not in taken), pairs[0])
 
 
-def in_order(found: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Those of `known` in its order, then all others by name."""
-    values, order = set(found), list(known)
-    return [name for name in order if name in values] + sorted(values - set(order))
+def in_order(kind: str, found: Iterable[str]) -> list[str]:
+    """The order of the page: ours first, by `names.json`, then all others by name.
 
-
-def methods_in_order(methods: Iterable[str]) -> list[str]:
-    """The order of the page: ours as in the specification."""
-    return in_order(methods, OURS["methods"])
-
-
-def attacks_in_order(attacks: Iterable[str]) -> list[str]:
-    """The strongest first; noise, which attacks nothing, is the last of ours."""
-    return in_order(attacks, OURS["attacks"])
-
-
-def certificates_in_order(certificates: Iterable[str]) -> list[str]:
-    """The estimate first."""
-    return in_order(certificates, OURS["certificates"])
+    Args:
+        kind: `methods` (as in the specification), `attacks` (the strongest first) or `certificates` (the estimate
+            first).
+        found: those that there are.
+    """
+    values, ours = set(found), list(OURS[kind])
+    return [name for name in ours if name in values] + sorted(values - set(ours))
 
 
 def json_object(text: Any) -> dict[str, Any]:
@@ -188,11 +175,7 @@ def json_object(text: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _by_modality(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{m} {_plain(v)}" for m, v in value.items())
-    return _plain(value)
-
-
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{modality} {_plain(v)}" for modality, v in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -69,8 +69,7 @@ def scaled(figure: go.Figure, values: pd.Series, axis: str, col: int | None = No
         steps = (1, 2, 5) if b - a < 2.5 else (1,)
         ticks = [m * 10.0**e for e in range(int(np.floor(a)) - 1, int(np.ceil(b)) + 1) for m in steps]
         room = 0.06 * (b - a)
-        labels = [format_value(t) for t in ticks]
-        update(type="log", range=[a - room, b + room], tickvals=ticks, ticktext=labels, **where)
+        update(type="log", range=[a - room, b + room], tickvals=ticks, ticktext=list(map(format_value, ticks)), **where)
     else:
         room = 0.06 * (high - low) or 0.1 * (abs(high) or 1)
         update(range=[low - room, high + room], **where)

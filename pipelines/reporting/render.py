@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -33,12 +34,10 @@ def duration(seconds: Any) -> str:
     """`42 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds is None or not np.isfinite(float(seconds)):
         return DASH
-    whole = round(float(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, rest = divmod(round(float(seconds)), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def capital(text: str) -> str:
@@ -65,7 +64,9 @@ _ENVIRONMENT.filters |= {
     "capital": capital,
     "spec": _spec,
     "finite": np.isfinite,
+    "column": lambda name, row: row.get(name),
 }
+_ENVIRONMENT.tests["missing"] = pd.isna
 _ENVIRONMENT.globals |= {"DASH": DASH, "JOINT": JOINT, "STATUSES": STATUSES}
 
 

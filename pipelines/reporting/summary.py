@@ -29,11 +29,11 @@ def print_summary(run: Path, console: Console) -> None:
     """
     data = load_run(Path(run))
     wide = console.width >= WIDE
-    budgets = budgets_for_tables(data.budgets, data.headline)
-    if not wide:  # a terminal of 80 columns holds two budgets
-        budgets = [b for b in budgets if b >= (data.headline or 0)]
-    table = Table(title="Trials, best first; accuracies in %", title_justify="left", box=None, pad_edge=False)
-    table.padding = (0, 2 if wide else 1, 0, 0)
+    # a terminal of 80 columns holds two budgets
+    shown = budgets_for_tables(data.budgets, data.headline)
+    budgets = [b for b in shown if wide or b >= (data.headline or 0)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+    table.title, table.title_justify = "Trials, best first; accuracies in %", "left"
     table.add_column("\ntrial", overflow="fold")
     table.add_column("\nmethod", no_wrap=True)
     table.add_column("\nsearched", overflow="fold", min_width=9)
@@ -62,8 +62,7 @@ def print_summary(run: Path, console: Console) -> None:
         console.print(escape(f"{row.trial_id} failed: {reason}"), style="red", highlight=False)
     for sentence in refuted(data):  # last, where it is seen
         console.print(escape(f"ALARM: a sound certificate was refuted: {sentence}"), style="bold red", highlight=False)
-    target = data.run / "report.html"
-    if target.exists():
+    if (target := data.run / "report.html").exists():
         console.print(f"Report: {escape(str(target))}", highlight=False, soft_wrap=True)
 
 
@@ -96,8 +95,7 @@ def _summary_cells(data: RunData, row: pd.Series, budgets: Sequence[float], wide
 def _certified(data: RunData, certificate: str) -> Table:
     """The radii of one certificate: no other kind of radius shares a column with them."""
     by_chance = certificate in data.by_chance
-    table = Table(box=None, pad_edge=False)
-    table.padding = (0, 2, 0, 0)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("method", no_wrap=True)
     for heading in ("radius", "violated", *(("allowed by chance", "abstained") if by_chance else ())):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -2,69 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from pipelines.reporting.data import RunData, Share, wilson
+from pipelines.reporting.data import RunData, wilson
 from pipelines.reporting.names import JOINT
 from pipelines.reporting.plotting import MANY
 from pipelines.reporting.render import render
 
 
-@dataclass(frozen=True)
-class AuditedBall:
-    """A row of an audit's table: the best trial of a method, in one ball."""
-
-    method: str
-    ball: str
-    radius: float
-    """The mean."""
-    found: tuple[int, int] | None
-    """(violations, audited clips); None where nothing was audited."""
-    share: Share
-    allowed: int
-    """Violations that chance explains."""
-    refuted: bool
-    abstained: tuple[int, int] | None
-    """(clips, of clips); of the joint ball alone."""
-
-
-@dataclass(frozen=True)
-class AuditTable:
-    """What is said of one certificate."""
-
-    certificate: str
-    rows: list[AuditedBall]
-    rests_on: str
-    total: tuple[int, int, int] | None
-    """(trials, violations, audited clips) over all trials, joint ball; None where there is only one."""
-
-
 def audit(data: RunData) -> Markup:
     """Violations of the radii under attack, of the best trial of each method and over all trials."""
     balls = (JOINT, *data.modalities) if len(data.best) <= MANY else (JOINT,)
-    tables = [AuditTable(c, _rows(data, c, balls), _rests_on(data, c), _total(data, c)) for c in data.certificates]
-    return render("audit", data, tables=[t for t in tables if t.rows], balls=balls, few=len(data.best) <= MANY)
+    rows = {
+        c: [(m, t, b) for m, t in data.best.items() for b in balls if _counts(data, t, c, b)] for c in data.certificates
+    }
+    return render(
+        "audit",
+        data,
+        rows={certificate: found for certificate, found in rows.items() if found},
+        balls=balls,
+        rests_on={c: _rests_on(data, c) for c in data.certificates},
+        totals={c: _total(data, c) for c in data.certificates},
+        wilson=wilson,
+    )
 
 
-def _rows(data: RunData, certificate: str, balls: tuple[str, ...]) -> list[AuditedBall]:
-    rows = []
-    for method, trial_id in data.best.items():
-        for ball in balls:
-            found = data.audit(trial_id, certificate, ball)
-            by_chance = certificate in data.by_chance and ball == JOINT
-            abstained = data.abstained(trial_id, certificate) if by_chance else None
-            if found is None and not abstained:
-                continue
-            allowed = data.allowed(trial_id, certificate, ball)
-            refuted = found is not None and data.is_sound(certificate) and found[0] > allowed
-            radius, share = data.mean_radius(trial_id, certificate, ball).value, wilson(*(found or (0, 0)))
-            rows.append(AuditedBall(method, ball, radius, found, share, allowed, refuted, abstained))
-    return rows
+def _counts(data: RunData, trial_id: str, certificate: str, ball: str) -> bool:
+    """Whether clips were audited, or the classifier may have abstained."""
+    by_chance = certificate in data.by_chance and ball == JOINT
+    return bool(data.audit(trial_id, certificate, ball) or (by_chance and data.abstained(trial_id, certificate)))
 
 
 def _rests_on(data: RunData, certificate: str) -> str:

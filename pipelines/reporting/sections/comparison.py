@@ -18,17 +18,6 @@ WITHOUT_ATTACK = "Without attack: all modalities, one alone, one missing (replac
 
 
 @dataclass(frozen=True)
-class Tile:
-    """The best trial of a method at a glance."""
-
-    method: str
-    value: str
-    says: str
-    """What the value is."""
-    lines: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Row:
     """One number of every method."""
 
@@ -38,6 +27,10 @@ class Row:
     is_share: bool = True
     small: str | None = None
     """Below the label."""
+
+    @property
+    def has_numbers(self) -> bool:
+        return any(np.isfinite(share.value) for share in self.shares)
 
     def clearly_best(self, place: int) -> bool:
         """Whether one method's interval lies above all others."""
@@ -56,17 +49,19 @@ class Group:
 
 def comparison(data: RunData) -> Markup:
     """Tiles and the table of the best trial of each method."""
-    groups = [Group(g.title, [r for r in g.rows if _has_numbers(r)], g.table) for g in _groups(data)]
-    groups = [g for g in groups if g.rows]
+    groups = [g for g in _groups(data) if g.rows]
+    tables: dict[str, list[Row]] = {}
+    for group in groups if len(data.best) > MANY else ():
+        tables.setdefault(group.table, []).extend(group.rows)
     many = len(data.best) > 2 * MANY  # then the figure and the table say it better than tiles
     return render(
         "comparison",
         data,
         early=[data.names.method(m) for m, t in data.best.items() if data.trial(t).status != "finished"],
         ranking=ranking_figure(data) if many else None,
-        tiles=[] if many else [_tile(data, m, t) for m, t in data.best.items()],
+        tiles=[] if many else [(m, *_tile(data, t)) for m, t in data.best.items()],
         groups=groups,
-        tables=_merged(groups) if len(data.best) > MANY else {},
+        tables=tables,
     )
 
 
@@ -100,7 +95,8 @@ def ranking_figure(data: RunData) -> go.Figure:
     return figure.update_layout(margin={"l": 140, "t": 8, "b": 52})
 
 
-def _tile(data: RunData, method: str, trial_id: str) -> Tile:
+def _tile(data: RunData, trial_id: str) -> tuple[str, str, list[tuple[str, str]]]:
+    """A number, what it is, and names and values to stand below it."""
     trial, epsilon = data.trial(trial_id), data.headline
     clean = data.metric(trial_id, "clean_accuracy")
     radii = [(data.certificate_name(c), data.mean_radius(trial_id, c).value) for c in data.certificates]
@@ -108,15 +104,11 @@ def _tile(data: RunData, method: str, trial_id: str) -> Tile:
     chosen = [("Validation", percent(trial.selected_value))]
     chosen += [("Parameters", params_text(json_object(trial.params)) or DASH)]
     if not np.isfinite(clean.value) and data.attacked(trial_id, epsilon or 0.0) is MISSING:
-        return Tile(method, percent(trial.selected_value), "on validation; not tested yet", chosen)
+        return (percent(trial.selected_value), "on validation; not tested yet", chosen)
     if epsilon is None:
-        return Tile(method, percent(clean.value), "clean accuracy on the test split", tested[1:] + chosen)
+        return (percent(clean.value), "clean accuracy on the test split", tested[1:] + chosen)
     attacked = percent(data.attacked(trial_id, epsilon).value)
-    return Tile(method, attacked, f"under {data.names.attack_with_budget(data.attack, epsilon)}", tested + chosen)
-
-
-def _has_numbers(row: Row) -> bool:
-    return any(np.isfinite(share.value) for share in row.shares)
+    return (attacked, f"under {data.names.attack_with_budget(data.attack, epsilon)}", tested + chosen)
 
 
 def _groups(data: RunData) -> list[Group]:
@@ -153,12 +145,4 @@ def _groups(data: RunData) -> list[Group]:
             counts = [data.abstained(t, certificate) for t in best]
             shares = [wilson(*count) if count else MISSING for count in counts]
             groups.append(Group(f"Abstentions · {word}", [Row("Abstained, share of clips", shares)], title))
-    return groups
-
-
-def _merged(groups: list[Group]) -> dict[str, list[Row]]:
-    """A few tables for many methods: heading to columns."""
-    tables: dict[str, list[Row]] = {}
-    for group in groups:
-        tables.setdefault(group.table, []).extend(group.rows)
-    return tables
+    return [Group(g.title, [row for row in g.rows if row.has_numbers], g.table) for g in groups]

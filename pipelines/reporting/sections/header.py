@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from pipelines.reporting.data import RunData, Share, has_product
-from pipelines.reporting.render import STATUSES, percent, render
+from pipelines.reporting.data import RunData, has_product
+from pipelines.reporting.render import STATUSES, render
 from pipelines.reporting.sections.audit import refuted
 
 
 def outcome(data: RunData) -> str:
     """One sentence of plain text: what came out, computed from the best trial of each method."""
-    if not data.best:
-        return "Nothing was finished: no trial of this run has come to its end, so there is no result to report."
-    epsilon, name = data.headline, data.names.method
     clean = {m: data.metric(t, "clean_accuracy").value for m, t in data.best.items()}
-    if epsilon is None and not np.isfinite(list(clean.values())).any():
-        parts = [f"{name(m)} {percent(data.trial(t).selected_value)}" for m, t in data.best.items()]
-        return f"Nothing was finished and tested yet. Best on the validation split so far: {', '.join(parts)}."
-    if epsilon is None:
-        parts = [f"{name(m)} {percent(value)}" for m, value in clean.items()]
-        return f"Clean test accuracy of the best trial of each method: {', '.join(parts)}. Nothing was attacked yet."
-    ranked = sorted(
-        ((m, data.attacked(t, epsilon)) for m, t in data.best.items()),
-        key=lambda item: -item[1].value if np.isfinite(item[1].value) else np.inf,
+    attacked = {m: data.attacked(t, data.headline or 0.0) for m, t in data.best.items()}
+    ranked = sorted(attacked, key=lambda m: -attacked[m].value if np.isfinite(attacked[m].value) else np.inf)
+    found = [m for m in ranked if np.isfinite(attacked[m].value)]
+    text = render(
+        "outcome", data, clean=clean, attacked=attacked, found=found, tested=np.isfinite(list(clean.values())).any()
     )
-    (method, top), rest = ranked[0], [r for r in ranked[1:] if np.isfinite(r[1].value)]
-    if not np.isfinite(top.value):
-        return "No trial that has come to its end was attacked yet."
-    text = f"Under {data.names.attack_with_budget(data.attack, epsilon)}, {name(method)} keeps {percent(top.value)}"
-    if not rest:
-        return f"{text} of the test clips right; without attack it has {percent(clean[method])}."
-    second, second_share = rest[0]
-    text += f" where {name(second)} keeps {percent(second_share.value)}"
-    if rest[1:]:
-        text += f" and {name(rest[-1][0])}, the last of {len(ranked)}, {percent(rest[-1][1].value)}"
-    unattacked = " and ".join(f"{name(m)} has {percent(clean[m])}" for m in (method, second))
-    return f"{text}; without attack {unattacked}.{_doubt(top, second_share)}"
-
-
-def _doubt(first: Share, second: Share) -> str:
-    if first.has_interval and second.has_interval and first.low <= second.high:
-        return f" The 95 % intervals overlap: {first.n} clips do not tell the first two apart under attack."
-    return ""
+    return re.sub("[ \\n]+", " ", text.unescape()).strip(" ")
 
 
 def header(data: RunData) -> Markup:

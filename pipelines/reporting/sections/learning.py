@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from pipelines.reporting.data import RunData, distinct
-from pipelines.reporting.names import methods_in_order
+from pipelines.reporting.names import in_order
 from pipelines.reporting.plotting import draw, meta, scaled, style, trial_label
 from pipelines.reporting.render import STATUSES, render
 
@@ -64,4 +64,4 @@ def _learning_figure(data: RunData, rows: pd.DataFrame, percent: bool) -> go.Fig
 
 def methods_of(data: RunData) -> list[str]:
     """The methods of the run, in the order of the page."""
-    return methods_in_order(distinct(data.tables["trials"].method))
+    return in_order("methods", distinct(data.tables["trials"].method))

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from pipelines.reporting.data import DEFAULT_SPACES, RunData, distinct, final_rows, format_value
-from pipelines.reporting.names import PRODUCT, attacks_in_order, json_object
+from pipelines.reporting.names import PRODUCT, in_order, json_object
 from pipelines.reporting.plotting import LOOK, meta, safe, style
 from pipelines.reporting.render import render
 
@@ -80,7 +80,7 @@ def modalities_of(table: pd.DataFrame) -> list[str]:
 def shown_rows(data: RunData, table: pd.DataFrame, trial_id: str, norm: str) -> pd.DataFrame:
     """A trial's rows under the headline's attack, or the strongest that the grid has."""
     rows = final_rows(table[(table.trial_id == trial_id) & (table.norm == norm)])
-    attacks = [a for a in attacks_in_order(distinct(rows.attack)) if a != "noise"] or ["noise"]
+    attacks = [a for a in in_order("attacks", distinct(rows.attack)) if a != "noise"] or ["noise"]
     return rows[rows.attack == (data.attack if data.attack in attacks else attacks[0])]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
 from pipelines.reporting.data import RunData, accuracy_from_radii, distinct, final_rows
-from pipelines.reporting.names import JOINT, OURS, attacks_in_order, json_object
+from pipelines.reporting.names import JOINT, OURS, in_order, json_object
 from pipelines.reporting.plotting import LOOK, MANY, draw, meta, safe, style
 from pipelines.reporting.render import capital, render
 
@@ -18,17 +16,6 @@ DASHES: dict[str, str] = OURS["dashes"]
 """Of lines that are not the headline's, which is solid."""
 RADII_DASH = "6px,4px"
 """Of radii that are not ours."""
-
-
-@dataclass(frozen=True)
-class LineKey:
-    """A button that switches one kind of line on and off."""
-
-    kind: str
-    label: str
-    dash: str
-    width: float
-    on: bool
 
 
 def robustness(data: RunData) -> Markup:
@@ -44,7 +31,8 @@ def robustness(data: RunData) -> Markup:
         "robustness",
         data,
         figures=figures,
-        keys=[_line_key(data, kind) for kind in (*data.attacks, *data.certificates)],
+        keys=[(kind, *_line_key(data, kind)) for kind in (*data.attacks, *data.certificates)],
+        shown_at_first=shown_at_first,
         settings=attack_settings(data),
         bands=len(data.best) <= MANY,
         meanings=[_curve_meaning(data, c) for c in data.certificates],
@@ -74,9 +62,8 @@ def balls_of(data: RunData) -> list[str]:
 
 def attack_norms(data: RunData) -> list[str]:
     """Norms to draw: ℓ2 first (radii are ℓ2 distances), then what else was attacked."""
-    found = distinct(final_rows(data.tables["curves"]).norm)
     radii = {"l2"} if len(data.tables["radii"]) else set()
-    return sorted(found | radii, key=lambda n: (n != "l2", n))
+    return sorted(radii | distinct(final_rows(data.tables["curves"]).norm), key=lambda n: (n != "l2", n))
 
 
 def robustness_figure(data: RunData, ball: str, norm: str = "l2", wide: bool = False) -> go.Figure:
@@ -86,7 +73,7 @@ def robustness_figure(data: RunData, ball: str, norm: str = "l2", wide: bool = F
     if data.chance:
         _add_chance(figure, data.chance, limit)
     for method, trial_id in data.best.items():
-        for attack in reversed(attacks_in_order({data.attack, *data.attacks})):  # the headline's lies on top
+        for attack in reversed(in_order("attacks", {data.attack, *data.attacks})):  # the headline's lies on top
             _add_attack(figure, data, method, trial_id, ball, norm, attack)
         if norm == "l2":
             _add_radii(figure, data, method, trial_id, ball, limit)
@@ -187,12 +174,12 @@ def attack_settings(data: RunData) -> str:
     return "; ".join(f"{', '.join(attacks)}: {text}" for text, attacks in names.items())
 
 
-def _line_key(data: RunData, kind: str) -> LineKey:
-    main, attack = kind == data.attack, kind in data.attacks
+def _line_key(data: RunData, kind: str) -> tuple[str, str]:
+    """What a button says that switches one kind of line, and the line's dashes."""
+    attack = kind in data.attacks
     label = f"{data.names.attack(kind) if attack else data.certificate_name(kind)} accuracy"
-    label += "" if attack or data.is_sound(kind) else " (from radii)"
-    dash = "" if main else DASHES.get(kind, RADII_DASH).replace("px", "")
-    return LineKey(kind, label, dash, 2.4 if main else 1.8, shown_at_first(data, kind))
+    dash = "" if kind == data.attack else DASHES.get(kind, RADII_DASH).replace("px", "")
+    return label if attack or data.is_sound(kind) else f"{label} (from radii)", dash
 
 
 def _curve_meaning(data: RunData, certificate: str) -> Markup:

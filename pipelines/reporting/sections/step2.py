@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from pipelines.reporting.data import RunData, Share, distinct
-from pipelines.reporting.names import certificates_in_order
+from pipelines.reporting.names import in_order
 from pipelines.reporting.plotting import draw, meta, style, trial_label
 from pipelines.reporting.render import capital, percent, render
 
@@ -33,22 +33,12 @@ class Measure:
         before, after = (self.share_of(trial_id, stage).value for stage in STAGES)
         return (before, after) if np.isfinite(before) and np.isfinite(after) else None
 
-    def change(self, trial_id: str) -> tuple[str, str, str] | None:
-        """Before, after and the difference as the table shows them; None where one is missing."""
-        found = self.both(trial_id)
-        if found is None:
-            return None
-        before, after = (percent(v) if self.is_share else f"{v:.3f}" for v in found)
-        difference = found[1] - found[0]
-        change = f"{100 * difference:+.1f} points" if self.is_share else f"{difference:+.3f}"
-        return before, after, change.replace("-", "−")
-
 
 def step2(data: RunData) -> Markup:
     """The section; trials without both stages have no part in it."""
     measures = _measures(data)
     pairs = [(m, _pairs(data, m)) for m in measures if m.split != "validation"]
-    changes = {method: [m.change(trial_id) for m in measures] for method, trial_id in data.best.items()}
+    changes = {method: [m.both(trial_id) for m in measures] for method, trial_id in data.best.items()}
     return render(
         "step2",
         data,
@@ -126,7 +116,7 @@ def _measures(data: RunData) -> list[Measure]:
 def _maximised(metrics: pd.DataFrame) -> list[str]:
     """The certificates whose radius step 2 maximised."""
     rows = metrics[metrics["name"] == "train_mean_radius"]
-    return certificates_in_order(distinct(rows.certificate.fillna("estimate"))) or ["estimate"]
+    return in_order("certificates", distinct(rows.certificate.fillna("estimate"))) or ["estimate"]
 
 
 def _pairs(data: RunData, measure: Measure) -> pd.DataFrame:

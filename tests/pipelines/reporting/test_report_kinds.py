@@ -15,7 +15,7 @@ from crmt.methods import method_class, method_names
 from pipelines.report import summary
 from pipelines.reporting.build import build_report
 from pipelines.reporting.data import RunData, load_run
-from pipelines.reporting.names import OURS, methods_in_order, names_of
+from pipelines.reporting.names import OURS, in_order, names_of
 from pipelines.reporting.sections.audit import refuted
 from pipelines.reporting.sections.search import glyph
 from pipelines.reporting.sections.step2 import harmful
@@ -311,7 +311,7 @@ def test_colour_and_mark_together_name_a_method() -> None:
     names = names_of(methods=[*method_names(), "gone_since"])
     looks = [(names.colour(m), names.mark(m)) for m in [*method_names(), "gone_since"]]
     assert len(set(looks)) == len(looks)
-    assert methods_in_order(["zebra", "crmt_jt", "aardvark", "jt"]) == ["jt", "crmt_jt", "aardvark", "zebra"]
+    assert in_order("methods", ["zebra", "crmt_jt", "aardvark", "jt"]) == ["jt", "crmt_jt", "aardvark", "zebra"]
 
 
 def test_search_marks_differ_and_can_be_drawn(many: tuple[RunData, Page]) -> None:

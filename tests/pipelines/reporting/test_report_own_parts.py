@@ -116,6 +116,21 @@ def test_two_certificates_never_share_a_word() -> None:
     assert words == ["certified", "certified (smoothing)", f"certified ({BOUND})"]
 
 
+def test_cards_that_say_radius_and_how_sure_it_is_read_like_older_ones(tmp_path: Path) -> None:
+    said = {
+        "estimate": {"title": "estimated", "word": "estimated radius", "sound": False, "meaning": "from gradients"},
+        "lipschitz": {"title": "certified", "word": "certified radius", "sound": True, "meaning": "by construction"},
+        "smoothing": {"title": "smoothing", "word": "certified radius (99.9 %)", "sound": True, "meaning": "by noise"},
+    }
+    pages = []
+    for words in ({}, {"certificates": said}):
+        make_run(tmp_path, trials=(("t", "jt", "finished", None, 0.1, 1.0),), clips=20, certificates=tuple(said))
+        provenance(tmp_path, words=words)
+        text = read(build_report(tmp_path)).text
+        pages.append(text.replace(json.dumps(words, ensure_ascii=False), ""))
+    assert pages[0] == pages[1] and "Mean certified (99.9 %, smoothing) radius" in pages[0]
+
+
 @pytest.mark.parametrize(
     "words",
     [
