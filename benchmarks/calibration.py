@@ -20,7 +20,7 @@ import pandas as pd
 from crmt.errors import BadInputError
 from pipelines.command import run_command
 from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, with_values
-from pipelines.reporting.names import ATTACK_NAMES, certificate_name
+from pipelines.reporting.names import names_of
 from pipelines.runs.results import ResultsStore, open_store
 from pipelines.runs.run_folder import read_card
 from pipelines.sweeps.run import run_sweep
@@ -98,8 +98,8 @@ SHOWN = {
 
 
 def radius_name(certificate: object) -> str:
-    """The name of a certificate's radius; older runs had only the estimate and did not store its name."""
-    return certificate_name(certificate if isinstance(certificate, str) else "estimate")
+    """What a radius is called; older runs had the estimate alone and did not say so."""
+    return names_of().certificate(certificate if isinstance(certificate, str) else "estimate").word
 
 
 def markdown(store: ResultsStore) -> str:
@@ -114,7 +114,7 @@ def markdown(store: ResultsStore) -> str:
         for setting in settings:
             if (number, setting) in grouped.index:
                 cell = grouped.loc[(number, setting)]
-                digits = 1 if abs(cell["mean"]) >= 5 or number.partition(" ")[0] in ATTACK_NAMES else 2
+                digits = 1 if abs(cell["mean"]) >= 5 or number.partition(" ")[0] in names_of().attacks else 2
                 cells.append(f"{cell['mean']:.{digits}f} ± {cell['std']:.{digits}f}")
             else:
                 cells.append("–")

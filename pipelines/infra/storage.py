@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import os
 import re
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from crmt.errors import BadInputError, CRMTError
+from pipelines.infra.files import write_atomically
 
 READERS = 16
 """Files of a remote folder that are read side by side."""
@@ -129,7 +128,7 @@ class Folder:
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all, over one of the same name. The folder of a local one must exist."""
         if self.local:
-            _write_local(self.local / name, content)
+            write_atomically(self.local / name, content, durable=True)
         else:
             with self._one_line("written"):
                 write_remote(_opened(self.location)[0], self.path(name), content)
@@ -203,19 +202,6 @@ def _unusable(location: str, why: str) -> BadInputError:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-def _write_local(target: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def write_remote(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
+from markupsafe import Markup
 
+from pipelines.infra.files import write_atomically
 from pipelines.reporting.data import RunData, has_product, load_run
-from pipelines.reporting.page import page
+from pipelines.reporting.render import page
 from pipelines.reporting.sections.audit import audit
 from pipelines.reporting.sections.comparison import comparison
-from pipelines.reporting.sections.glossary import words
+from pipelines.reporting.sections.glossary import glossary
 from pipelines.reporting.sections.header import header
 from pipelines.reporting.sections.learning import learning
 from pipelines.reporting.sections.product import product, product_table
@@ -23,19 +23,7 @@ from pipelines.reporting.sections.search import search
 from pipelines.reporting.sections.step2 import step2
 from pipelines.reporting.sections.trials import trials
 
-SECTIONS = (
-    header,
-    comparison,
-    robustness,
-    product,
-    audit,
-    learning,
-    search,
-    step2,
-    trials,
-    quarantine,
-    words,
-)
+SECTIONS = (header, comparison, robustness, product, audit, learning, search, step2, trials, quarantine, glossary)
 
 
 def build_report(run: Path) -> Path:
@@ -47,9 +35,9 @@ def build_report(run: Path) -> Path:
     data = load_run(Path(run))
     write_tables(data, data.run / "tables")
     name = data.provenance.get("name") or data.run.resolve().name
-    body = "\n".join(make(data) for make in SECTIONS)
+    body = Markup("\n").join(section(data) for section in SECTIONS)
     target = data.run / "report.html"
-    _write_atomically(target, page(f"CRMT sweep: {name}", body, with_figures="data-plot=" in body))
+    write_atomically(target, page(f"CRMT sweep: {name}", body))
     return target
 
 
@@ -62,14 +50,3 @@ def write_tables(data: RunData, folder: Path) -> None:
     for name, table in tables.items():
         # pyarrow: a big run has millions of radii, which pandas would write for minutes
         pyarrow.csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), folder / f"{name}.csv")
-
-
-def _write_atomically(target: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".report", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

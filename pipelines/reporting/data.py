@@ -12,24 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
-from pipelines.reporting.names import (
-    COLUMN_OF,
-    JOINT,
-    PRODUCT,
-    attacks_in_order,
-    certificate_name,
-    certificates_in_order,
-    json_object,
-    methods_in_order,
-)
+from pipelines.reporting.names import JOINT, PRODUCT, Names, in_order, json_object, names_of
 from pipelines.runs.results import TABLES, ResultsStore, open_store
 
 BUDGETS_SHOWN = 3
-DEFAULT_SPACES = {
-    "video": "pixels in [0, 1]",
-    "audio": "standardised log-mel",
-    "flow": "flow in [0, 1]",
-}
+DEFAULT_SPACES = {"video": "pixels in [0, 1]", "audio": "standardised log-mel", "flow": "flow in [0, 1]"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,7 @@ class RunData:
 
     run: Path
     provenance: dict[str, Any]
+    names: Names
     tables: dict[str, pd.DataFrame]
     parts: dict[str, dict[str, pd.DataFrame]]
     """table: trial_id: its rows. A big run has millions of radii; each look-up must not scan them all."""
@@ -65,6 +53,8 @@ class RunData:
     modalities: list[str]
     certificates: list[str]
     """Kinds of radii that occur, the estimate first."""
+    by_chance: frozenset[str]
+    """Those of them that hold but for chance, so that some violations are allowed, and that may abstain."""
     attacks: list[str]
     """Attacks that ran, the strongest first."""
     attack: str
@@ -87,7 +77,7 @@ class RunData:
 
     def trial(self, trial_id: str) -> pd.Series:
         """Its row in the table of trials."""
-        return self.of("trials", trial_id).iloc[-1]
+        return self.rows_of("trials", trial_id).iloc[-1]
 
     def space_of(self, ball: str) -> str:
         """`video: pixels in [0, 1]; audio: standardised log-mel`, or one modality's part of it."""
@@ -100,7 +90,7 @@ class RunData:
             return next(iter(sorted(distinct(curves[curves.ball == ball].space))), "")
         return "; ".join(f"{m}: {space}" for m, space in known if space)
 
-    def of(self, table: str, trial_id: str) -> pd.DataFrame:
+    def rows_of(self, table: str, trial_id: str) -> pd.DataFrame:
         """The rows of one trial."""
         return self.parts[table].get(trial_id, self.tables[table].iloc[:0])
 
@@ -114,16 +104,16 @@ class RunData:
         certificate: str | None = None,
     ) -> Share:
         """One number of the metrics table; the final stage unless `stage` is given."""
-        rows = self.of("metrics", trial_id)
+        rows = self.rows_of("metrics", trial_id)
         rows = rows[(rows["name"] == name) & (rows.split == split)]
-        rows = rows[_same(rows.modality, modality) & _by(rows.certificate, certificate)]
+        rows = rows[_of_modality(rows.modality, modality) & _of_certificate(rows.certificate, certificate)]
         return _share(rows[rows.stage == stage] if stage else final_rows(rows))
 
     def attacked(
         self, trial_id: str, epsilon: float, ball: str = JOINT, attack: str | None = None, stage: str | None = None
     ) -> Share:
         """Accuracy under an ℓ2 attack, that of the headline unless given, at one budget."""
-        rows = self.of("curves", trial_id)
+        rows = self.rows_of("curves", trial_id)
         rows = rows[(rows.attack == (attack or self.attack)) & (rows.ball == ball)]
         rows = rows[(rows.norm == "l2") & np.isclose(rows.epsilon.astype(float), epsilon)]
         rows = rows[rows.stage == stage] if stage else final_rows(rows)
@@ -131,7 +121,7 @@ class RunData:
 
     def radii(self, trial_id: str, certificate: str, ball: str = JOINT) -> pd.DataFrame:
         """Rows of the radii table, final stage."""
-        rows = final_rows(self.of("radii", trial_id))
+        rows = final_rows(self.rows_of("radii", trial_id))
         return rows[(rows.certificate == certificate) & (rows.ball == ball)]
 
     def mean_radius(self, trial_id: str, certificate: str = "estimate", ball: str = JOINT) -> Share:
@@ -155,12 +145,12 @@ class RunData:
         return (round(found.value), found.n) if np.isfinite(found.value) and found.n else None
 
     def allowed(self, trial_id: str, certificate: str, ball: str = JOINT, stage: str | None = None) -> int:
-        """The most violations of a sound certificate that chance explains: 0 but in randomised smoothing."""
+        """The most violations of a sound certificate that chance explains: 0 for those that hold in every case."""
         modality = None if ball == JOINT else ball
         value = self.metric(trial_id, "audit_allowed", modality, stage, certificate=certificate).value
         return round(value) if np.isfinite(value) else 0
 
-    def abstained(self, trial_id: str, certificate: str = "smoothing") -> tuple[int, int] | None:
+    def abstained(self, trial_id: str, certificate: str) -> tuple[int, int] | None:
         """(clips on which the classifier abstained, clips); None without radii."""
         rows = self.radii(trial_id, certificate)
         return (int((rows.predicted == -1).sum()), len(rows)) if len(rows) else None
@@ -171,25 +161,31 @@ class RunData:
         return json_object(found.iloc[0]) if len(found) else {}
 
     def certificate_name(self, certificate: str) -> str:
-        """`estimated`, `certified`, `certified (99.9 %, smoothing)`."""
+        """`estimated`, `certified`, `certified (99.9 %, smoothing)`: what a radius may be called."""
+        word = self.names.certificate(certificate).word
         found = self.tables["radii"]
         texts = found[found.certificate == certificate].settings.dropna().unique()
         alphas = {json_object(text).get("alpha") for text in texts}
         alpha = alphas.pop() if len(alphas) == 1 else None
-        return certificate_name(certificate, alpha if isinstance(alpha, float) else None)
+        if not isinstance(alpha, float) or "%" in word:
+            return word
+        first, bracket, rest = word.partition(" (")
+        return f"{first} ({100 * (1 - alpha):.6g} %{', ' + rest if bracket else ')'}"
+
+    def is_sound(self, certificate: str) -> bool:
+        """Whether a violation of its radii, beyond what chance explains, is a bug."""
+        return self.names.certificate(certificate).sound
 
 
-def _same(column: pd.Series, modality: str | None) -> pd.Series:
+def _of_modality(column: pd.Series, modality: str | None) -> pd.Series:
     return (column.isna() | (column == JOINT)) if modality is None else column == modality
 
 
-def _by(column: pd.Series, certificate: str | None) -> pd.Series:
+def _of_certificate(column: pd.Series, certificate: str | None) -> pd.Series:
+    if certificate is None:
+        return column.isna()
     # older runs had the estimate alone and did not say so
-    return (
-        column.isna()
-        if certificate is None
-        else (column == certificate) | (column.isna() & (certificate == "estimate"))
-    )
+    return (column == certificate) | (column.isna() & (certificate == "estimate"))
 
 
 def _true(column: pd.Series) -> pd.Series:
@@ -225,11 +221,6 @@ def accuracy_from_radii(rows: pd.DataFrame, epsilons: Sequence[float] | np.ndarr
     return at_least / max(len(rows), 1)
 
 
-def params_of(text: Any) -> dict[str, Any]:
-    """The searched parameters of a trial from their JSON; empty where it cannot be read."""
-    return json_object(text)
-
-
 def short_name(path: str) -> str:
     """`train.rho` to `ρ`."""
     leaf = path.rpartition(".")[2]
@@ -248,8 +239,8 @@ def format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def few(budgets: Sequence[float], middle: float | None) -> list[float]:
-    """Up to three budgets for a table: the headline's and one on either side of it."""
+def budgets_for_tables(budgets: Sequence[float], middle: float | None) -> list[float]:
+    """Up to three budgets: the headline's (`middle`) and one on either side of it."""
     values = sorted(budgets)
     if len(values) <= BUDGETS_SHOWN or middle is None:
         return values[:BUDGETS_SHOWN]
@@ -282,20 +273,28 @@ def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> Ru
     tables = {name: store.read(name) for name in TABLES}
     trials, curves = tables["trials"], tables["curves"]
     joint = curves[(curves.ball == JOINT) & (curves.norm == "l2") & curves.epsilon.notna()]
-    attacks = attacks_in_order(distinct(curves.attack))
-    strongest = [a for a in attacks_in_order(distinct(joint.attack)) if a != "noise"]
+    attacks = in_order("attacks", distinct(curves.attack))
+    strongest = [a for a in in_order("attacks", distinct(joint.attack)) if a != "noise"]
     attack = strongest[0] if strongest else "pgd"
     joint = joint[joint.attack == attack]
     budgets = sorted(float(e) for e in joint.epsilon.dropna().unique())
+    names, kinds = names_of(provenance, distinct(trials.method)), (tables[t].certificate for t in ("radii", "metrics"))
+    certificates = in_order("certificates", set[str]().union(*map(distinct, kinds)))
     bare = RunData(
         run=run,
         provenance=provenance,
+        names=names,
         tables=tables,
-        parts={name: _by_trial(table) for name, table in tables.items()},
+        parts={
+            name: {str(k): rows for k, rows in table.groupby("trial_id")}
+            for name, table in tables.items()
+            if "trial_id" in table
+        },
         summary=pd.DataFrame(),
         best=_best(trials),
         modalities=_modalities(tables),
-        certificates=_certificates(tables),
+        certificates=certificates,
+        by_chance=frozenset(c for c in certificates if names.certificate(c).by_chance or _shows_chance(tables, c)),
         attacks=attacks,
         attack=attack,
         budgets=budgets,
@@ -305,17 +304,16 @@ def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> Ru
     return replace(bare, summary=_summary(bare))
 
 
-def _by_trial(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(k): rows for k, rows in table.groupby("trial_id")} if "trial_id" in table else {}
-
-
 def distinct(column: pd.Series) -> set[str]:
     """The values that occur, without nulls."""
     return {str(v) for v in column.dropna().unique()}
 
 
-def _certificates(tables: dict[str, pd.DataFrame]) -> list[str]:
-    return certificates_in_order(distinct(tables["radii"].certificate) | distinct(tables["metrics"].certificate))
+def _shows_chance(tables: dict[str, pd.DataFrame], certificate: str) -> bool:
+    """Whether its rows allow violations or abstain: a certificate of the user's own says it in no other way."""
+    metrics, radii = tables["metrics"], tables["radii"]
+    allowed = metrics[(metrics["name"] == "audit_allowed") & (metrics.certificate == certificate)].value
+    return bool((allowed > 0).any() or ((radii.certificate == certificate) & (radii.predicted == -1)).any())
 
 
 def _modalities(tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -327,7 +325,7 @@ def _modalities(tables: dict[str, pd.DataFrame]) -> list[str]:
 def _best(trials: pd.DataFrame) -> dict[str, str]:
     """Best trial of each method by validation metric: a finished one if there is one, else a stopped one."""
     found: dict[str, str] = {}
-    for method in methods_in_order(distinct(trials.method)):
+    for method in in_order("methods", distinct(trials.method)):
         rows = trials[trials.method == method]
         done = rows[rows.status == "finished"]
         done = done if len(done) else rows[(rows.status == "stopped") & rows.selected_value.notna()]
@@ -341,7 +339,7 @@ def _headline(trials: pd.DataFrame, budgets: list[float]) -> float | None:
     if not budgets:
         return None
     for text in trials.config.dropna():
-        select = params_of(text).get("select")
+        select = json_object(text).get("select")
         epsilon = select.get("epsilon") if isinstance(select, dict) else None
         near = [b for b in budgets if isinstance(epsilon, int | float) and np.isclose(b, epsilon)]
         if near:
@@ -362,10 +360,10 @@ def summary(store: ResultsStore) -> pd.DataFrame:
 
     Columns: trial_id, method, status, params (JSON), seed, epochs, seconds, selected_by, selected_value,
     clean_accuracy, unimodal_accuracy_<modality>, missing_accuracy_<modality>, <attack>_joint_<epsilon> of the
-    headline's attack (auto, else pgd), then for every certificate with c = estimated | certified | smoothed:
-    <c>_mean_radius, <c>_mean_radius_<modality>, <c>_violations, <c>_audited (of the joint ball), and for smoothing
-    smoothed_violations_allowed, smoothed_abstained; step2_harmful; error. Shares lie in [0, 1]; NaN where a trial
-    has no such number.
+    headline's attack (auto, else pgd), then for every certificate with c = estimated | certified | smoothed (or the
+    name of one that is not ours): <c>_mean_radius, <c>_mean_radius_<modality>, <c>_violations, <c>_audited (of the
+    joint ball), and where chance plays a part <c>_violations_allowed, <c>_abstained; step2_harmful; error. Shares lie
+    in [0, 1]; NaN where a trial has no such number.
     """
     return from_store(store, run=store.root.parent, provenance={}).summary
 
@@ -392,16 +390,16 @@ def _summary_row(data: RunData, trial: pd.Series) -> dict[str, Any]:
     for epsilon in data.budgets:
         row[data.column(epsilon)] = data.attacked(trial_id, epsilon).value
     for certificate in data.certificates or ["estimate"]:
-        prefix = COLUMN_OF.get(certificate, certificate)
+        prefix = data.names.certificate(certificate).column
         row[f"{prefix}_mean_radius"] = data.mean_radius(trial_id, certificate).value
         for m in data.modalities:
             row[f"{prefix}_mean_radius_{m}"] = data.mean_radius(trial_id, certificate, m).value
         violations, audited = data.audit(trial_id, certificate) or (np.nan, np.nan)
         row[f"{prefix}_violations"], row[f"{prefix}_audited"] = violations, audited
-        if certificate == "smoothing":
-            abstained = data.abstained(trial_id)
-            row["smoothed_violations_allowed"] = data.allowed(trial_id, certificate) if audited > 0 else np.nan
-            row["smoothed_abstained"] = abstained[0] if abstained else np.nan
+        if certificate in data.by_chance:
+            abstained = data.abstained(trial_id, certificate)
+            row[f"{prefix}_violations_allowed"] = data.allowed(trial_id, certificate) if audited > 0 else np.nan
+            row[f"{prefix}_abstained"] = abstained[0] if abstained else np.nan
     row["step2_harmful"] = data.metric(trial_id, "step2_harmful", split="validation").value
     return {**row, "error": trial["error"]}
 

@@ -6,25 +6,21 @@ switch methods and kinds on and off in all figures at once.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from pipelines.reporting.data import (
-    format_value,
-    params_of,
-    params_text,
-)
-from pipelines.reporting.names import (
-    method_name,
-)
+from pipelines.reporting.data import format_value, params_text
+from pipelines.reporting.names import Names, json_object
 
+LOOK: dict[str, Any] = json.loads((Path(__file__).parent / "static/figures.json").read_text(encoding="utf-8"))
 GREY = "#8a929e"
-GRID = "rgba(128,136,148,.22)"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MANY = 5
 """More methods than this, and a figure draws no bands and begins with the headline's attack alone."""
 
@@ -39,35 +35,25 @@ def meta(method: Any, kind: str) -> dict[str, str]:
     return {"method": str(method), "kind": kind}
 
 
+def draw(figure: go.Figure, owner: dict[str, str], x: Sequence[Any], y: Sequence[Any], **look: Any) -> None:
+    """Add a line or markers; `owner` is its `meta`, and without a `hovertemplate` nothing shows on hovering."""
+    hover = {"hovertemplate": look.pop("hovertemplate") + "<extra></extra>"} if "hovertemplate" in look else {}
+    figure.add_scatter(x=list(x), y=list(y), meta=owner, **(hover or {"hoverinfo": "skip"}), **look)
+
+
 def style(figure: go.Figure, height: int, x: str, y: str, percent: bool = False) -> go.Figure:
     """Give a figure the look of the page: transparent, thin grid, no zoom (a finger scrolls the page)."""
-    figure.update_layout(
-        template=go.layout.Template(),
-        height=height,
-        margin={"l": 52, "r": 14, "t": 10, "b": 58},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": FONT, "size": 12, "color": "#5b6472"},
-        showlegend=False,
-        dragmode=False,
-        hovermode="closest",
-        hoverlabel={"bgcolor": "#1f2733", "bordercolor": "#1f2733", "font": {"color": "#f3f5f8", "size": 12}},
-    )
-    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "fixedrange": True}
-    figure.update_xaxes(**axis, title={"text": x, "standoff": 12}, ticks="outside", tickcolor=GRID, ticklen=4)
-    figure.update_yaxes(**axis, title={"text": y, "standoff": 6})
-    if percent:
-        figure.update_yaxes(range=[0, 1.02], tickformat=".0%", dtick=0.25)
+    figure.update_layout(LOOK["layout"], template=go.layout.Template(), height=height)
+    figure.update_xaxes(LOOK["x"], title={"text": x, "standoff": 12})
+    figure.update_yaxes(LOOK["y"] | (LOOK["share"] if percent else {}), title={"text": y, "standoff": 6})
     return figure
 
 
-def trial_label(trial: pd.Series) -> str:
+def trial_label(names: Names, trial: pd.Series) -> str:
     """Method, id, status and parameters of a trial for a hover text."""
-    params = params_text(params_of(trial.params))
-    return (
-        f"<b>{safe(method_name(trial.method))}</b> {safe(trial.trial_id)} ({safe(trial.status)})"
-        f"{'<br>' + safe(params) if params else ''}"
-    )
+    params = params_text(json_object(trial.params))
+    who = f"<b>{safe(names.method(trial.method))}</b> {safe(trial.trial_id)} ({safe(trial.status)})"
+    return f"{who}<br>{safe(params)}" if params else who
 
 
 def scaled(figure: go.Figure, values: pd.Series, axis: str, col: int | None = None) -> go.Figure:
@@ -83,8 +69,7 @@ def scaled(figure: go.Figure, values: pd.Series, axis: str, col: int | None = No
         steps = (1, 2, 5) if b - a < 2.5 else (1,)
         ticks = [m * 10.0**e for e in range(int(np.floor(a)) - 1, int(np.ceil(b)) + 1) for m in steps]
         room = 0.06 * (b - a)
-        labels = [format_value(t) for t in ticks]
-        update(type="log", range=[a - room, b + room], tickvals=ticks, ticktext=labels, **where)
+        update(type="log", range=[a - room, b + room], tickvals=ticks, ticktext=list(map(format_value, ticks)), **where)
     else:
         room = 0.06 * (high - low) or 0.1 * (abs(high) or 1)
         update(range=[low - room, high + room], **where)

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.reporting.data import RunData, few, load_run, params_of, params_text
-from pipelines.reporting.html import duration, number, percent
-from pipelines.reporting.names import JOINT, attack_name, attack_short, method_name
-from pipelines.reporting.sections import header as report_lists
+from pipelines.reporting.data import RunData, budgets_for_tables, load_run, params_text
+from pipelines.reporting.names import JOINT, json_object
+from pipelines.reporting.render import duration, number, percent
 from pipelines.reporting.sections.audit import refuted
+from pipelines.reporting.sections.header import outcome
 from pipelines.reporting.sections.step2 import harmful
 
 WIDE = 100
@@ -29,17 +29,17 @@ def print_summary(run: Path, console: Console) -> None:
     """
     data = load_run(Path(run))
     wide = console.width >= WIDE
-    budgets = few(data.budgets, data.headline)
-    if not wide:  # a terminal of 80 columns holds two budgets
-        budgets = [b for b in budgets if b >= (data.headline or 0)]
-    table = Table(title="Trials, best first; accuracies in %", title_justify="left", box=None, pad_edge=False)
-    table.padding = (0, 2 if wide else 1, 0, 0)
+    # a terminal of 80 columns holds two budgets
+    shown = budgets_for_tables(data.budgets, data.headline)
+    budgets = [b for b in shown if wide or b >= (data.headline or 0)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+    table.title, table.title_justify = "Trials, best first; accuracies in %", "left"
     table.add_column("\ntrial", overflow="fold")
     table.add_column("\nmethod", no_wrap=True)
     table.add_column("\nsearched", overflow="fold", min_width=9)
     table.add_column("\nstatus", no_wrap=True)
     columns = ["\nepochs" if wide else "\nep.", *(["\ntime"] if wide else []), "vali-\ndation", "\nclean"]
-    columns += [*(f"{attack_short(data.attack)}\n{e:g}" for e in budgets)]
+    columns += [*(f"{escape(data.names.attack_short(data.attack))}\n{e:g}" for e in budgets)]
     if "estimate" in data.certificates:
         columns.append("estimated\nradius" if wide else "est.\nr")
     for heading in columns:
@@ -54,7 +54,7 @@ def print_summary(run: Path, console: Console) -> None:
             console.print(f"Mean joint radius of the best trials, {name}", style="italic", highlight=False)
             console.print(certified)
     console.print(escape(_legend(data)), style="dim", highlight=False)
-    console.print(escape(report_lists.outcome(data)), highlight=False)
+    console.print(escape(outcome(data)), highlight=False)
     for sentence in harmful(data):
         console.print(escape(f"warning: {sentence}"), style="yellow", highlight=False)
     for _, row in data.summary[data.summary.status == "failed"].iterrows():
@@ -62,8 +62,7 @@ def print_summary(run: Path, console: Console) -> None:
         console.print(escape(f"{row.trial_id} failed: {reason}"), style="red", highlight=False)
     for sentence in refuted(data):  # last, where it is seen
         console.print(escape(f"ALARM: a sound certificate was refuted: {sentence}"), style="bold red", highlight=False)
-    target = data.run / "report.html"
-    if target.exists():
+    if (target := data.run / "report.html").exists():
         console.print(f"Report: {escape(str(target))}", highlight=False, soft_wrap=True)
 
 
@@ -72,19 +71,19 @@ def _legend(data: RunData) -> str:
     text = f"validation: {by} on the validation split, which alone chooses (bold: the best of a method)"
     space = data.space_of(JOINT)
     space = f" ({space})" if space else ""
-    return f"{text}; all else: test split. {attack_name(data.attack)}: joint ℓ2 budget{space}"
+    return f"{text}; all else: test split. {data.names.attack(data.attack)}: joint ℓ2 budget{space}"
 
 
 def _summary_cells(data: RunData, row: pd.Series, budgets: Sequence[float], wide: bool) -> list[str]:
     style = STATUS_STYLES.get(str(row.status), "white")
     chosen = row.trial_id in data.best.values()
     shares = [row.selected_value, row.clean_accuracy, *(row[data.column(e)] for e in budgets)]
-    method = escape(method_name(row.method))
+    method = escape(data.names.method(row.method))
     time = [duration(None if pd.isna(row.seconds) else row.seconds)] if wide else []
     return [
         escape(str(row.trial_id)),
         f"[bold]{method}[/bold]" if chosen else method,
-        escape(params_text(params_of(row.params))),
+        escape(params_text(json_object(row.params))),
         f"[{style}]{escape(str(row.status))}[/{style}]",
         "–" if pd.isna(row.epochs) else f"{row.epochs:.0f}",
         *time,
@@ -95,20 +94,19 @@ def _summary_cells(data: RunData, row: pd.Series, budgets: Sequence[float], wide
 
 def _certified(data: RunData, certificate: str) -> Table:
     """The radii of one certificate: no other kind of radius shares a column with them."""
-    smoothed = certificate == "smoothing"
-    table = Table(box=None, pad_edge=False)
-    table.padding = (0, 2, 0, 0)
+    by_chance = certificate in data.by_chance
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("method", no_wrap=True)
-    for heading in ("radius", "violated", *(("allowed by chance", "abstained") if smoothed else ())):
+    for heading in ("radius", "violated", *(("allowed by chance", "abstained") if by_chance else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for method, trial_id in data.best.items():
         radius, found = data.mean_radius(trial_id, certificate), data.audit(trial_id, certificate)
         if not radius.n:
             continue
-        cells = [escape(method_name(method)), number(radius.value)]
+        cells = [escape(data.names.method(method)), number(radius.value)]
         cells.append(f"{found[0]} of {found[1]}" if found else "not audited")
-        if smoothed:
-            abstained = data.abstained(trial_id)
+        if by_chance:
+            abstained = data.abstained(trial_id, certificate)
             cells.append(str(data.allowed(trial_id, certificate)) if found else "")
             cells.append(f"{abstained[0]} of {abstained[1]}" if abstained else "")
         table.add_row(*cells)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pipelines.infra.files import write_atomically
 
 HEARTBEAT_SECONDS = 0.5
 
@@ -27,9 +28,8 @@ class Heartbeat:
             return
         self.last, self.phase = now, phase
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")  # a killed sweep's trial may still write for a while
-        temporary.write_text(json.dumps({"phase": phase, "fraction": fraction, "time": time.time(), **extra}))
-        temporary.replace(self.path)
+        text = json.dumps({"phase": phase, "fraction": fraction, "time": time.time(), **extra})
+        write_atomically(self.path, text)  # a killed sweep's trial may still write for a while
 
 
 def heartbeat_path(run: Path, trial_id: str) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crmt.errors import BadInputError
+from pipelines.infra.files import atomic_file
 
 _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -127,14 +126,8 @@ class ResultsStore:
         columns = {f.name: pa.array([row.get(f.name) for row in records], f.type, from_pandas=True) for f in schema}
         target = self.root / table / f"{part}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
-        os.close(handle)
-        try:
+        with atomic_file(target) as temporary:
             pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
         return target
 
     def read(self, table: str, part: str | None = None) -> pd.DataFrame:

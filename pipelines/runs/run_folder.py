@@ -19,6 +19,7 @@ from crmt.errors import BadInputError
 from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
+from pipelines.infra.files import write_atomically
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.words import words_of
 
@@ -130,9 +131,7 @@ def _new_card(
 
 def write_card(run: Path, card: dict[str, Any]) -> None:
     """Write `run.json`, atomically."""
-    temporary = run / f".{CARD}.tmp"
-    temporary.write_text(json.dumps(card, indent=1))
-    temporary.replace(run / CARD)
+    write_atomically(run / CARD, json.dumps(card, indent=1))
 
 
 def read_card(run: Path) -> tuple[dict[str, Any], RunConfig]:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from PIL import Image
 from crmt.errors import CRMTError
 from pipelines.config.paths import cache_root
 from pipelines.config.schema import DataConfig
+from pipelines.infra.files import atomic_file, write_atomically
 from pipelines.sources.base import Source
 from pipelines.sources.index import ClipIndex
 
@@ -166,8 +166,7 @@ def write_clip(path: Path, frames: NDArray[np.uint8], waveform: NDArray[np.float
 
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
-    temporary = path.parent / f".{path.stem}.{os.getpid()}.tmp"
-    with tempfile.NamedTemporaryFile(suffix=".f32") as sound:
+    with atomic_file(path) as temporary, tempfile.NamedTemporaryFile(suffix=".f32") as sound:
         waveform.astype("<f4").tofile(sound.name)
         video = ffmpeg.input("pipe:0", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", r=recipe.fps)
         audio = ffmpeg.input(sound.name, format="f32le", ar=recipe.sample_rate, ac=1)
@@ -192,11 +191,8 @@ def write_clip(path: Path, frames: NDArray[np.uint8], waveform: NDArray[np.float
             if done.returncode != 0:
                 message = " ".join(done.stderr.decode(errors="replace").split())
                 raise CRMTError(f"ffmpeg could not write {path}: {message or f'exit code {done.returncode}'}")
-            temporary.replace(path)
         except subprocess.TimeoutExpired:
             raise CRMTError(f"ffmpeg did not finish {path} within {_ENCODE_SECONDS} s") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _draw_frames(digit: NDArray[np.floating], rng: np.random.Generator, recipe: Recipe) -> NDArray[np.uint8]:
@@ -267,9 +263,7 @@ def _table(recipe: Recipe) -> pd.DataFrame:
 
 
 def _write_listing(listing: Path, table: pd.DataFrame) -> None:
-    temporary = listing.with_name(f".index.{os.getpid()}.csv")
-    table.assign(path=[_clip_path(i) for i in range(len(table))]).to_csv(temporary, index=False)
-    temporary.replace(listing)
+    write_atomically(listing, table.assign(path=[_clip_path(i) for i in range(len(table))]).to_csv(index=False))
 
 
 def _missing(folder: Path, count: int) -> list[int]:

@@ -219,10 +219,10 @@ def _radii(
     count = min(SMOOTHED, world.clips) if certificate == "smoothing" else world.clips
     clip = np.arange(count)
     guess = np.where((clip % 17 == 3) & (certificate == "smoothing"), -1, predicted[:count])
-    settings = json.dumps(RESTS_ON[certificate])
+    settings = json.dumps(RESTS_ON.get(certificate, AUDIT))
     rows: Rows = []
     for ball, distance in true.items():
-        radius = FACTORS[certificate] * np.where(guess == -1, 0.0, distance[:count])
+        radius = FACTORS.get(certificate, 0.4) * np.where(guess == -1, 0.0, distance[:count])
         audited = (clip < 128) & (radius > 0)
         violated = audited & (clip % 61 == 5) & (certificate == "estimate")
         same = {"certificate": certificate, "ball": ball, "space": world.space(ball), "settings": settings}

@@ -3,58 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 
-from pipelines.reporting.data import DEFAULT_SPACES, RunData, distinct, final_rows, format_value, params_of
-from pipelines.reporting.html import figure_block, method_label, section
-from pipelines.reporting.names import PRODUCT, attack_name, attacks_in_order, method_name
-from pipelines.reporting.plotting import meta, safe, style
-from pipelines.reporting.sections.search import SCALE
+from pipelines.reporting.data import DEFAULT_SPACES, RunData, distinct, final_rows, format_value
+from pipelines.reporting.names import PRODUCT, in_order, json_object
+from pipelines.reporting.plotting import LOOK, meta, safe, style
+from pipelines.reporting.render import render
 
-TITLE = "A budget for each modality"
+SIGNS = {"l2": "ℓ2", "linf": "ℓ∞"}
 
 
-def product(data: RunData) -> str:
+def product(data: RunData) -> Markup:
     """A heat map a method; nothing where no grid was attacked."""
     table = product_table(data)
     names = modalities_of(table)
-    blocks: dict[str, list[str]] = {}
+    maps: dict[str, list[tuple[str, Plane, go.Figure]]] = {}
     attacks: set[str] = set()
     for norm in sorted(distinct(table.norm), key=lambda n: (n != "l2", n)):
         for method, trial_id in data.best.items():
             rows = shown_rows(data, table, trial_id, norm)
             for plane in planes(rows, names):
                 attacks |= distinct(rows.attack)
-                name = f"product-{norm}-{len(blocks.get(norm, []))}"
-                caption = method_label(method) + _caption(plane, norm)
-                figure = product_figure(data, method, plane, norm)
-                blocks.setdefault(norm, []).append(figure_block(name, caption, figure, method=method))
-    if not blocks:
-        return ""
-    words = " or ".join(attack_name(a) for a in sorted(attacks))
-    text = (
-        "<p class=muted>Accuracy on the test split of the best trial of each method where an attack may change "
-        f"<b>every</b> modality, each within a budget of its own (product ball): to the right and upwards the attack "
-        f"may do more. Attack: {escape(words)}. All heat maps share one colour scale; budgets are steps, not to scale. "
-        f"The numbers with their intervals: "
-        '<a href="tables/product.csv">tables/product.csv</a>.</p>'
-    )
-    for norm, found in blocks.items():
-        text += f"<h3>{escape(norm)} attacks</h3>" if len(blocks) > 1 else ""
-        text += f'<div class="grid">{"".join(found)}</div>'
-    return section("product", TITLE, text)
-
-
-def _caption(plane: Plane, norm: str) -> str:
-    over = f"{escape(plane.x)} × {escape(plane.y)}" if plane.y else escape(plane.x)
-    fixed = f"; {escape(budgets_text(plane.fixed))} held" if plane.fixed else ""
-    sign = {"l2": "ℓ2", "linf": "ℓ∞"}.get(norm, escape(norm))
-    return f" <span>· {over}, {sign}{fixed}</span>"
+                maps.setdefault(norm, []).append((method, plane, product_figure(data, method, plane, norm)))
+    said = " or ".join(data.names.attack(a) for a in sorted(attacks))
+    return render("product", data, maps=maps, attacks=said, signs=SIGNS) if maps else Markup("")
 
 
 @dataclass(frozen=True)
@@ -72,13 +49,18 @@ class Plane:
     fixed: dict[str, float]
     """The other modalities' budgets: their smallest."""
 
+    @property
+    def held(self) -> str:
+        """`audio 0.5, flow 1`: the others' budgets."""
+        return ", ".join(f"{m} {format_value(v)}" for m, v in self.fixed.items())
+
 
 def product_table(data: RunData) -> pd.DataFrame:
     """The grid's rows with a column a modality: trial_id, method, stage, final, norm, attack, epsilon_<modality>,
     accuracy, low, high, n, space."""
     curves = data.tables["curves"]
     rows = curves[(curves.ball == PRODUCT) & curves.budgets.notna()]
-    budgets = [params_of(text) for text in rows.budgets]
+    budgets = [json_object(text) for text in rows.budgets]
     names = [m for m in data.modalities if any(m in b for b in budgets)]
     names += sorted({m for b in budgets for m in b} - set(names))
     trials = data.tables["trials"]
@@ -98,7 +80,7 @@ def modalities_of(table: pd.DataFrame) -> list[str]:
 def shown_rows(data: RunData, table: pd.DataFrame, trial_id: str, norm: str) -> pd.DataFrame:
     """A trial's rows under the headline's attack, or the strongest that the grid has."""
     rows = final_rows(table[(table.trial_id == trial_id) & (table.norm == norm)])
-    attacks = [a for a in attacks_in_order(distinct(rows.attack)) if a != "noise"] or ["noise"]
+    attacks = [a for a in in_order("attacks", distinct(rows.attack)) if a != "noise"] or ["noise"]
     return rows[rows.attack == (data.attack if data.attack in attacks else attacks[0])]
 
 
@@ -146,18 +128,17 @@ def product_figure(data: RunData, method: str, plane: Plane, norm: str) -> go.Fi
             customdata=plane.counts,
             zmin=0,
             zmax=1,
-            colorscale=SCALE,
+            colorscale=LOOK["scale"],
             xgap=1,
             ygap=1,
             texttemplate="%{z:.0%}" if len(x) <= 8 and cells <= 80 else "",
-            colorbar={"thickness": 8, "outlinewidth": 0, "tickformat": ".0%", "dtick": 0.25, "x": 1.02},
-            hovertemplate=f"{safe(method_name(method))}<br>{safe(plane.x)} ε = %{{x}}{other}: %{{z:.1%}}"
+            colorbar=LOOK["product_bar"],
+            hovertemplate=f"{safe(data.names.method(method))}<br>{safe(plane.x)} ε = %{{x}}{other}: %{{z:.1%}}"
             "<br>%{customdata}<extra></extra>",
             meta=meta(method, PRODUCT),
         )
     )
-    sign = {"l2": "ℓ2", "linf": "ℓ∞"}.get(norm, norm)
-    titles = [_axis_title(data, m, sign) if m else "" for m in (plane.x, plane.y)]
+    titles = [_axis_title(data, m, SIGNS.get(norm, norm)) if m else "" for m in (plane.x, plane.y)]
     style(figure, 300 if plane.y else 190, titles[0], titles[1])
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False)
@@ -168,8 +149,3 @@ def _axis_title(data: RunData, modality: str, sign: str) -> str:
     spaces = data.provenance.get("spaces")
     space = (spaces.get(modality) if isinstance(spaces, dict) else None) or DEFAULT_SPACES.get(modality)
     return f"{safe(modality)} {sign} budget ε" + (f"<br>({safe(space)})" if space else "")
-
-
-def budgets_text(budgets: dict[str, float]) -> str:
-    """`audio 0.5, flow 1`."""
-    return ", ".join(f"{m} {format_value(v)}" for m, v in budgets.items())

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from html import escape
+from markupsafe import Markup
 
 from pipelines.reporting.data import RunData
-from pipelines.reporting.html import section, table
+from pipelines.reporting.render import render
 
-QUARANTINE_ROWS = 20
-
-
-# --- quarantine and definitions -----------------------------------------------------------------------
+ROWS_SHOWN = 20
 
 
-def quarantine(data: RunData) -> str:
+def quarantine(data: RunData) -> Markup:
     """Clips that could not be used."""
-    rows, title = data.tables["quarantine"], "Quarantine"
-    clips = data.provenance.get("clips")
-    good = [v for k, v in clips.items() if k != "failed" and isinstance(v, int)] if isinstance(clips, dict) else []
-    counted = clips.get("failed") if isinstance(clips, dict) else None
-    failed = max(len(rows), counted if isinstance(counted, int) else 0)
-    total = f" of {sum(good) + failed:,}" if good else ""
-    left_out = " and were left out, each with a reason" if failed else ""
-    text = f"<p class=muted>{failed}{total} clips failed{left_out}."
-    if rows.empty:
-        return section("quarantine", title, text + "</p>")
-    counts = rows.reason.fillna("unknown").value_counts()
-    summary = table(
-        [("Reason", False), ("Clips", True)],
-        [[escape(str(k)), str(v)] for k, v in counts.items()],
-        "Failures by reason",
+    rows, clips = data.tables["quarantine"], data.provenance.get("clips")
+    counts = {k: n for k, n in clips.items() if isinstance(n, int)} if isinstance(clips, dict) else {}
+    failed = max(len(rows), counts.pop("failed", 0))
+    columns = rows.head(ROWS_SHOWN)[["clip_id", "split", "reason", "detail"]].astype(object)
+    return render(
+        "quarantine",
+        data,
+        failed=failed,
+        total=sum(counts.values()) + failed if counts else None,
+        reasons=rows.reason.fillna("unknown").value_counts().to_dict(),
+        shown=columns.where(columns.notna(), "").to_numpy().tolist(),
+        count=len(rows),
     )
-    columns = rows.head(QUARANTINE_ROWS)[["clip_id", "split", "reason", "detail"]].astype(object)
-    shown = [[escape(str(v)) for v in row] for row in columns.where(columns.notna(), "").to_numpy().tolist()]
-    heads = [("Clip", False), ("Split", False), ("Reason", False), ("Detail", False)]
-    more = f"The first {len(shown)} of {len(rows)}; all" if len(rows) > len(shown) else "All"
-    text += f' {more} in <a href="tables/quarantine.csv">tables/quarantine.csv</a>.</p>'
-    gap = "<div style='height:14px'></div>"
-    return section("quarantine", title, text + summary + gap + table(heads, shown, "Quarantined clips"))

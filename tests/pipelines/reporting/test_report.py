@@ -19,7 +19,7 @@ from rich.console import Console
 from crmt.errors import BadInputError
 from pipelines.report import main, summary
 from pipelines.reporting.build import build_report
-from pipelines.reporting.data import accuracy_from_radii, few, load_run, params_text
+from pipelines.reporting.data import accuracy_from_radii, budgets_for_tables, load_run, params_text
 from pipelines.reporting.sections.header import outcome
 from pipelines.reporting.summary import print_summary
 from pipelines.runs.results import TABLES, ResultsStore, open_store
@@ -288,8 +288,8 @@ def test_print_summary(run: Path, html: Page) -> None:
 
 
 def test_small_helpers() -> None:
-    assert few(BUDGETS, 0.5) == [0.25, 0.5, 1.5]
-    assert few([1.0], 1.0) == [1.0] and few([], None) == []
+    assert budgets_for_tables(BUDGETS, 0.5) == [0.25, 0.5, 1.5]
+    assert budgets_for_tables([1.0], 1.0) == [1.0] and budgets_for_tables([], None) == []
     assert params_text({"train.method": "jt", "train.rho": None, "train.lr": 0.012345, "train.seed": 3}) == (
         "lr 0.0123, seed 3"
     )

@@ -15,14 +15,16 @@ from crmt.methods import method_class, method_names
 from pipelines.report import summary
 from pipelines.reporting.build import build_report
 from pipelines.reporting.data import RunData, load_run
-from pipelines.reporting.names import CERTIFICATES, colour_of, glyph, mark_of, method_name, methods_in_order
+from pipelines.reporting.names import OURS, in_order, names_of
 from pipelines.reporting.sections.audit import refuted
+from pipelines.reporting.sections.search import glyph
 from pipelines.reporting.sections.step2 import harmful
 from pipelines.reporting.summary import print_summary
 from pipelines.runs.results import ResultsStore, open_store
 from tests.pipelines.pages import Page, read
 from tests.pipelines.synthetic import ALLOWED, BUDGETS, SMOOTHED, TRIALS, make_old, make_run, provenance
 
+CERTIFICATES = tuple(OURS["certificates"])
 ATTACKS = ("auto", "pgd", "apgd_ce", "apgd_dlr", "minimal_norm", "square", "fgm", "noise")
 GRID = {"video": (0.5, 1.0, 2.0), "audio": (0.25, 1.0)}
 TWO = (TRIALS[0], TRIALS[2])
@@ -282,6 +284,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunData, Page]:
         for i, m in enumerate(names)
     )
     make_run(tmp_path, trials=trials, clips=30, attacks=("auto", "pgd"), product={"video": (1.0,), "audio": (1.0,)})
+    provenance(tmp_path, words={"methods": {name: method_class(name).title for name in method_names()}})
     return load_run(tmp_path), read(build_report(tmp_path))
 
 
@@ -290,9 +293,9 @@ def test_all_methods_side_by_side(many: tuple[RunData, Page]) -> None:
     assert len(method_names()) >= 16
     assert list(data.best)[:2] == ["jt", "gb"] and list(data.best)[-1] == "gone_since"
     for name in method_names():
-        assert method_name(name) == method_class(name).title
+        assert data.names.method(name) == method_class(name).title
         assert method_class(name).title in page.text
-    assert method_name("gone_since") == "gone_since" and "gone_since" in page.text
+    assert data.names.method("gone_since") == "gone_since" and "gone_since" in page.text
     buttons = [a["data-toggle"] for _, a in page.tags if str(a.get("data-toggle", "")).startswith("method:")]
     assert {f"method:{m}" for m in data.best} == set(buttons)
     ranking = page.plots["ranking"]["data"]
@@ -300,10 +303,15 @@ def test_all_methods_side_by_side(many: tuple[RunData, Page]) -> None:
     assert "OJT + uni-modal CE" in printed(data.run)
 
 
+def test_older_runs_call_methods_what_crmt_calls_them() -> None:
+    assert {m: method_class(m).title for m in OURS["methods"]} == OURS["methods"]
+
+
 def test_colour_and_mark_together_name_a_method() -> None:
-    looks = [(colour_of(m), mark_of(m)) for m in [*method_names(), "gone_since"]]
+    names = names_of(methods=[*method_names(), "gone_since"])
+    looks = [(names.colour(m), names.mark(m)) for m in [*method_names(), "gone_since"]]
     assert len(set(looks)) == len(looks)
-    assert methods_in_order(["zebra", "crmt_jt", "aardvark", "jt"]) == ["jt", "crmt_jt", "aardvark", "zebra"]
+    assert in_order("methods", ["zebra", "crmt_jt", "aardvark", "jt"]) == ["jt", "crmt_jt", "aardvark", "zebra"]
 
 
 def test_search_marks_differ_and_can_be_drawn(many: tuple[RunData, Page]) -> None:
