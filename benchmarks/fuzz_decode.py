@@ -1,4 +1,4 @@
-"""Feeds mutated clips to the decoder. Each must be decoded or refused with a reason; none may crash or hang it, and none
+"""Feeds mutated clips to the decoder. Each must be decoded or refused with a reason. None may crash or hang it, none
 that ffmpeg decodes in full may be refused as something it is not.
 
     python benchmarks/fuzz_decode.py [--files 1000] [--seed 0] [--out FILE.json]

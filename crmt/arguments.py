@@ -13,6 +13,16 @@ from torch import Tensor, nn
 from crmt.errors import BadInputError
 
 
+def check_callable(name: str, value: object, wanted: str) -> None:
+    """Refuse a value that cannot be called.
+
+    Raises:
+        BadInputError: names the argument, its type and what to give.
+    """
+    if not callable(value):
+        raise BadInputError(f"{name} is {shown(value)}: give {wanted}")
+
+
 def check_kind(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
     """Refuse a value that is no instance of `kind`.
 

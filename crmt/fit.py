@@ -12,7 +12,16 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from crmt.arguments import check_batches, check_factory, check_kind, check_model, check_number, check_whole, said
+from crmt.arguments import (
+    check_batches,
+    check_callable,
+    check_factory,
+    check_kind,
+    check_model,
+    check_number,
+    check_whole,
+    said,
+)
 from crmt.distributed import mean_over_ranks, rank
 from crmt.errors import BadInputError, CRMTError
 from crmt.heads import HEADS, OrthogonalHead
@@ -207,8 +216,8 @@ def fit(
     check_model(model)
     check_kind("method", method, Method, "a training method, such as crmt.create('crmt_jt')")
     check_factory(batches, "epoch")
-    check_kind("wrap", wrap, Callable, "a function from a module to a module")
-    check_kind("held_out", held_out, Callable, "a function that gives batches")
+    check_callable("wrap", wrap, "a function from a module to a module")
+    check_callable("held_out", held_out, "a function that gives batches")
     check_kind("settings", settings, FitSettings, "FitSettings(epochs=..., lr=...)")
     if state is not None:
         _check_state(state)

@@ -15,7 +15,7 @@ from crmt.encoders import encoder_names
 from crmt.errors import BadInputError, CRMTError
 from crmt.methods import method_class, method_names
 from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, with_values
-from pipelines.config.schema import METHOD_FIELDS
+from pipelines.config.trial_schema import METHOD_FIELDS
 
 Point = dict[str, Any]
 """The settings of one trial: dotted path to value."""

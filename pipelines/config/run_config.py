@@ -17,14 +17,13 @@ from crmt.certificates import create as create_certificate
 from crmt.doors import split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import Method, create, method_class
-from pipelines.config.schema import (
+from pipelines.config.schema import DataConfig, Section
+from pipelines.config.trial_schema import (
     CERTIFICATE_SECTIONS,
     METHOD_FIELDS,
     AttackConfig,
     CertifyConfig,
-    DataConfig,
     ModelConfig,
-    Section,
     SelectConfig,
     SweepConfig,
     TrainConfig,

@@ -1,0 +1,263 @@
+"""The sections of a trial and of the search over trials: every field with its default, its range and what it means."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from crmt.attacks.registry import DOOR as ATTACKS
+from crmt.certificates import DOOR as CERTIFICATES
+from crmt.certificates import certificate_class, certificate_names
+from crmt.certificates import create as create_certificate
+from crmt.certificates.estimate import Estimate
+from crmt.doors import Door, split_arguments
+from crmt.errors import BadInputError
+from crmt.methods import create, method_class, method_names
+from pipelines.config.schema import Count, NonNegative, Positive, Section, Share
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    twice = [v for i, v in enumerate(values) if v in values[:i]]
+    if twice:
+        raise ValueError(f"{twice[0]} is listed twice")
+    return values
+
+
+def _known_to(door: Door) -> AfterValidator:
+    """Refuses a name that is none of ours. What a path names is looked for by the preflight."""
+
+    def check(given: Any) -> Any:
+        door.check(split_arguments(given)[0])
+        return given
+
+    return AfterValidator(check)
+
+
+AttackName = Annotated[str, _known_to(ATTACKS)]
+Certificate = Annotated[str | dict[str, Any], _known_to(CERTIFICATES)]
+"""A name, `package.module:Name`, or {path: package.module:Name, ...settings}."""
+
+
+class ModelConfig(Section):
+    """Encoders by modality, and the width of their features."""
+
+    encoders: dict[str, str | dict[str, Any]] = {"video": "resnet18", "audio": "resnet18"}
+    """modality: an encoder's name (`small_resnet`, `resnet18`, `lipschitz_conv`, `timm:NAME`), or `package.module:Name`
+    of your own code; with arguments `{path: mynet:VideoNet, depth: 3}`. A modality left out is not used."""
+    features: Count = 512
+    """Width of every encoder's features; for ours a multiple of 8."""
+
+    @field_validator("encoders")
+    @classmethod
+    def _encoders_are_named(cls, encoders: dict[str, Any]) -> dict[str, Any]:
+        for given in encoders.values():
+            try:
+                split_arguments(given)
+            except BadInputError as error:
+                raise ValueError(str(error)) from None
+        return encoders
+
+
+class Step2Config(Section):
+    """Step 2: integration weights for the largest mean radius, on cached scores."""
+
+    objective: Literal["clipped", "min", "runner_up"] = "clipped"
+    steps: Count = 400
+    lr: Positive = 0.02
+    tolerance: Share = 0.01
+    """A step 2 that lowers validation accuracy by more than this is reported as harmful (it is kept all the same)."""
+
+
+_METHODS = {name: method_class(name) for name in method_names()}
+
+
+def _method_fields() -> dict[str, Any]:
+    """Field name to its type, optional; a new file in crmt/methods/ adds its own."""
+    found: dict[str, Any] = {}
+    for kind in _METHODS.values():
+        hints = get_type_hints(kind)
+        found |= {parameter: hints[parameter] | None for parameter in kind.parameters()}
+    return found
+
+
+METHOD_FIELDS = _method_fields()
+
+
+class _MethodFields(Section):
+    """The hyperparameters of all training methods; one left out (null) has its method's own default."""
+
+    @model_validator(mode="after")
+    def _methods_take_them(self) -> Self:
+        given = {name: getattr(self, name) for name in METHOD_FIELDS if getattr(self, name) is not None}
+        for method, kind in _METHODS.items():
+            try:
+                if own := given.keys() & set(kind.parameters()):
+                    create(method, **{name: given[name] for name in own})
+            except BadInputError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+
+_OPTIONAL: dict[str, Any] = {name: (kind, None) for name, kind in METHOD_FIELDS.items()}
+_WithMethodFields: Any = create_model("_WithMethodFields", __base__=_MethodFields, **_OPTIONAL)
+
+
+class TrainConfig(_WithMethodFields):
+    """Method and optimisation; and, as fields of their own, the hyperparameters of every method (`train.rho` ...)."""
+
+    method: str = "crmt_jt"
+    epochs: Count = 140
+    batch_size: Count = 64
+    """Global: over all workers of a trial."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Positive = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd only."""
+    weight_decay: NonNegative = 1e-4
+    noise: dict[str, NonNegative] = Field(default_factory=dict)
+    """modality: deviation, in its space, of Gaussian noise added to training inputs; what smoothing needs."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    step_every: Count = 60
+    """step: epochs between decays."""
+    step_factor: Positive = 0.1
+    tau_samples: Count = 512
+    """Training clips whose gradients estimate τ."""
+    step2: Step2Config = Step2Config()
+    seed: int = 0
+
+
+class SelectConfig(Section):
+    """What hyperparameters are chosen by, always on the validation split."""
+
+    metric: Literal["robust_accuracy", "accuracy"] = "robust_accuracy"
+    """robust_accuracy: under PGD in the joint l2 ball."""
+    epsilon: Positive = 0.5
+    steps: Count = 5
+    every: Count = 5
+    """Epochs between validations; the last epoch is always validated."""
+    samples: Count = 128
+    """Validation clips that are attacked (the first so many of a seeded order)."""
+
+
+class AttackConfig(Section):
+    """The attacks of the final evaluation, on the test split."""
+
+    norm: Literal["l2", "linf"] = "l2"
+    names: Annotated[list[AttackName], Field(min_length=1), AfterValidator(_each_once)] = ["fgm", "pgd"]
+    """Of crmt/attacks/, or `package.module:Name` of your own code. `auto` runs all of ours but noise, cheapest first,
+    on what still stands."""
+    epsilons: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    balls: list[str] = ["joint", "each"]
+    """`joint`: one budget over all modalities; `each`: every modality alone; or a modality's name."""
+    product: dict[str, Annotated[list[Positive], Field(min_length=1)]] = {}
+    """modality: budgets; every combination of them is attacked, each modality within its own budget."""
+    loss: Literal["margin", "cross_entropy"] = "margin"
+    """Of FGM and PGD."""
+    steps: Count = 20
+    """Of PGD and the minimal-norm attack; APGD takes twice as many in every run."""
+    restarts: Count = 1
+    """Of PGD, APGD and the minimal-norm attack: the first from the clip, the others from random points of the ball."""
+    targets: Annotated[int, Field(ge=0)] = 3
+    """Classes that apgd_dlr aims at, each in its own run, after an untargeted one."""
+    queries: Count = 500
+    """Of the black-box attack Square, a clip and budget."""
+    samples: Count | None = None
+    """Test clips that are attacked; all when left out."""
+
+
+class _CertificateFields(Section):
+    """The settings of one certificate, which says itself what it admits."""
+
+    certificate: ClassVar[str]
+
+    @model_validator(mode="after")
+    def _certificate_takes_them(self) -> Self:
+        create_certificate(self.certificate, **self.model_dump())
+        return self
+
+
+def _certificate_section(name: str) -> type[Section]:
+    """The fields of a certificate of ours, with its defaults."""
+    kind = certificate_class(name)
+    hints = get_type_hints(kind)
+    own: dict[str, Any] = {
+        f.name: (hints[f.name], Field(default_factory=f.default_factory) if callable(f.default_factory) else f.default)
+        for f in fields(kind)
+    }
+    section: type[Section] = create_model(f"_settings_of_{name}", __base__=_CertificateFields, **own)
+    section.certificate = name  # type: ignore[attr-defined]
+    return section
+
+
+CERTIFICATE_SECTIONS = {
+    name: _certificate_section(name) for name in certificate_names() if certificate_class(name).parameters()
+}
+"""Certificates of ours that have settings."""
+globals().update({section.__name__: section for section in CERTIFICATE_SECTIONS.values()})  # pickle looks here
+_SECTIONS: dict[str, Any] = {name: (section, section()) for name, section in CERTIFICATE_SECTIONS.items()}
+_WithCertificateSections: Any = create_model("_WithCertificateSections", __base__=Section, **_SECTIONS)
+
+
+def _only_the_estimate() -> list[str | dict[str, Any]]:
+    return [Estimate.name]
+
+
+class CertifyConfig(_WithCertificateSections):
+    """Radii on the test split, and the attack that audits them; and the settings of each certificate that has any, as
+    `certify.<name>.<field>`."""
+
+    certificates: Annotated[list[Certificate], AfterValidator(_each_once)] = Field(
+        default_factory=_only_the_estimate, min_length=1
+    )
+    """Of crmt/certificates/, or `package.module:Name` of your own code (with settings: {path: ..., setting: ...})."""
+    audit_attack: AttackName = "auto"
+    audit_steps: Count = 20
+    audit_restarts: Count = 2
+    """Runs a clip: one from the clip itself, the others from random points inside its radius."""
+    audit_samples: Annotated[int, Field(ge=0)] = 128
+    """Test clips audited; 0 leaves the audit out, and the result says so."""
+
+
+class SweepConfig(Section):
+    """How many trials, how they are chosen, and what each may take."""
+
+    trials: Count = 16
+    algorithm: str = "optuna"
+    """optuna, random, grid or points (those of `start_with`, and no others); one of Ray's own (hyperopt, bayesopt ...);
+    or `package.module:Name`, a Searcher or SearchAlgorithm of Ray, or what makes one."""
+    algorithm_options: dict[str, Any] = {}
+    """Its arguments; metric, mode, space, start points, seed and concurrency are set by the sweep."""
+    start_with: list[dict[str, Any]] = []
+    """Points (dotted path: value) that are tried first."""
+    scheduler: str = "asha"
+    """asha or none; one of Ray's own (hyperband, median_stopping_rule, pbt ...); or `package.module:Name`, a
+    TrialScheduler of Ray, or what makes one. Time is counted in epochs."""
+    scheduler_options: dict[str, Any] = {}
+    """Its arguments."""
+    loggers: list[str | dict[str, Any]] | None = None
+    """json, csv, tensorboardx, mlflow, wandb, comet, aim, or `package.module:Name` of a Tune callback; with arguments
+    as {path: wandb, project: mine}. Left out: those that Tune has of itself (json, csv, tensorboardx)."""
+    grace_epochs: Count = 10
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    workers: Count = 1
+    """Workers of one trial; more than one go through TorchTrainer."""
+    cpus_per_worker: Positive = 1.0
+    gpus_per_worker: NonNegative | None = None
+    """Left out: 1 where the cluster has GPUs, else 0."""
+    max_concurrent: Count | None = None
+    """Trials side by side; default: as many as the cluster holds."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """How often one trial is started again after a crash."""
+    seed: int = 0
+
+
+_CLASHES = METHOD_FIELDS.keys() & TrainConfig.__annotations__.keys()
+assert not _CLASHES, f"a method's hyperparameter has the name of another field of `train`: {_CLASHES}"
