@@ -110,9 +110,10 @@ def _decode_pictures(
     sound_is_needed: bool,
 ) -> DecodedClip:
     """A clip of pictures in files of their own."""
+    if not picture_files(path):
+        what = "not a plain file, and no folder with a .jpg, .jpeg or .png" if path.is_dir() else "no such picture"
+        raise DecodeError("unreadable" if path.is_dir() else "missing", what)
     if sound_is_needed or not wanted:
         raise DecodeError("no_audio", "pictures in files have no sound: name its file in a column of its own")
-    if not picture_files(path):
-        raise DecodeError("empty" if path.is_dir() else "missing", "no .jpg, .jpeg or .png there")
     frames = read_frames(path, video, flow or FlowConfig(), deadline, 0.0, wanted, 0, "decord")
     return DecodedClip(frames.video, None, frames.flow)

@@ -155,7 +155,7 @@ def test_every_reason_for_refusing_pictures(tmp_path: Path) -> None:
     refused(whole, "too_large", max_pixels=1000)
     refused(whole, "too_long", max_frames=2)
     (tmp_path / "none").mkdir()
-    refused(tmp_path / "none", "empty")
+    refused(tmp_path / "none", "unreadable")
     broken = write_pictures(tmp_path / "broken", 1)
     (broken / "frame_0.png").write_bytes((broken / "frame_0.png").read_bytes()[:60])
     refused(broken, "failed")
