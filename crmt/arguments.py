@@ -23,11 +23,13 @@ def check_callable(name: str, value: object, wanted: str) -> None:
         raise BadInputError(f"{name} is {shown(value)}: give {wanted}")
 
 
-def check_kind(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+def check_kind(name: str, value: object, kind: Any, wanted: str) -> None:
     """Refuse a value that is no instance of `kind`.
 
     Args:
-        name: the argument's, for the message. wanted: what to give, with its article.
+        name: the argument's, for the message.
+        kind: as `isinstance` takes it.
+        wanted: what to give, with its article.
 
     Raises:
         BadInputError: names the argument, its type and what to give.

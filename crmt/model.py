@@ -227,10 +227,13 @@ class ModelSpec:
     classes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
         return asdict(self)
 
     @staticmethod
     def from_json(card: Mapping[str, Any]) -> ModelSpec:
+        """What `to_json` gave."""
+
         def modality(raw: Mapping[str, Any]) -> Modality:
             fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
             return Modality(**fixed)

@@ -85,7 +85,8 @@ def predict(
     check_kind("missing", missing, bool, "True or False; crmt.attacks.missing leaves out modalities by name")
     ids: list[str] = []
     labels: list[Tensor] = []
-    scores, absent = [], []
+    scores: list[Tensor] = []
+    absent: list[Tensor] = []
     with evaluating(model), torch.no_grad():
         for batch in batches:
             check_batch(model.modalities, batch, model.head.classes)

@@ -46,24 +46,50 @@ class Ball:
 
     @staticmethod
     def joint(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> Ball:
-        """Σ_m ‖δ^(m)‖² ≤ ε² (ℓ2), max_m ‖δ^(m)‖∞ ≤ ε (ℓ∞); with one modality, its uni-modal ball."""
+        """Σ_m ‖δ^(m)‖² ≤ ε² (ℓ2), max_m ‖δ^(m)‖∞ ≤ ε (ℓ∞); with one modality, its uni-modal ball.
+
+        Args:
+            modalities: the names of those that are attacked; the others stay as they are.
+            epsilon: ε, 0 or more, in the space of the inputs: one for all, or `(B,)`, one for each.
+            norm: `l2` or `linf`.
+
+        Raises:
+            BadInputError: no name, a name twice, an unknown norm, or a budget below 0 or above `LARGEST`.
+        """
         return Ball((Group(check_names("modalities", modalities), epsilon),), norm)
 
     @staticmethod
     def product(epsilons: Mapping[str, Budget], norm: Literal["l2", "linf"] = "l2") -> Ball:
-        """‖δ^(m)‖ ≤ ε_m for each m."""
+        """‖δ^(m)‖ ≤ ε_m for each m, all at once.
+
+        Args:
+            epsilons: modality to its budget, as in `joint`. norm: `l2` or `linf`.
+
+        Raises:
+            BadInputError: as `joint`.
+        """
         check_kind("epsilons", epsilons, Mapping, "a dictionary of modality to budget, such as {'video': 0.5}")
         return Ball(tuple(Group((m,), e) for m, e in epsilons.items()), norm)
 
     @staticmethod
     def each(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> dict[str, Ball]:
         """Every modality's own ball, by name, as `attack.balls: [each]` of a configuration: M attacks, in each of which
-        one modality is moved and the others stay as they are. (All of them at once, each within its own budget, are
-        one `Ball.product`.)"""
+        one modality is moved and the others stay as they are. All of them at once, each within its own budget, are one
+        `Ball.product`.
+
+        Args:
+            modalities, epsilon, norm: as in `joint`.
+
+        Returns: modality to its ball, in the order given.
+
+        Raises:
+            BadInputError: as `joint`.
+        """
         return {m: Ball.joint([m], epsilon, norm) for m in check_names("modalities", modalities)}
 
     @property
     def attacked(self) -> tuple[str, ...]:
+        """The names of the modalities that it moves, group by group."""
         return tuple(m for g in self.groups for m in g.modalities)
 
     def select(self, rows: Tensor) -> Ball:
@@ -241,6 +267,11 @@ def _rows(epsilon: Budget, rows: Tensor) -> Budget:
 
 
 def device_of(generator: torch.Generator | None) -> torch.device:
+    """Where it draws: the CPU without one.
+
+    Raises:
+        BadInputError: no generator.
+    """
     if generator is None:
         return torch.device("cpu")
     check_kind("generator", generator, torch.Generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")

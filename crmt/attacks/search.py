@@ -165,6 +165,7 @@ class Search:
         return self.project(self.ball.random(self.attacked, generator))
 
     def project(self, deltas: Inputs) -> Inputs:
+        """δ inside the ball, and x + δ in the box."""
         return self.ball.project(deltas, self.attacked, self.model.modalities)
 
     @torch.no_grad()
