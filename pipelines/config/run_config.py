@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from crmt.certificates import Certificate
 from crmt.certificates import create as create_certificate
-from crmt.doors import split_arguments
+from crmt.doors import is_path, split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import Method, create, method_class
 from pipelines.config.schema import DataConfig, Section
@@ -75,7 +75,8 @@ class RunConfig(Section):
         """
         # those of other methods stay in a configuration that compares several
         own = METHOD_FIELDS.keys() & set(method_class(self.train.method).parameters())
-        return create(self.train.method, **{name: getattr(self.train, name) for name in own})
+        options = self.train.options if is_path(self.train.method) else {}
+        return create(self.train.method, **{name: getattr(self.train, name) for name in own}, **options)
 
     def certificates(self) -> list[Certificate]:
         """The certificates with their settings.
@@ -96,7 +97,10 @@ class RunConfig(Section):
     def resolved(self) -> RunConfig:
         """The same configuration with the method's own defaults written out and other methods' fields null."""
         method = self.training_method()
-        values = {f"train.{name}": getattr(method, name, None) for name in METHOD_FIELDS}
+        values: dict[str, Any] = {f"train.{name}": getattr(method, name, None) for name in METHOD_FIELDS}
+        if is_path(self.train.method):
+            options = (name for name in method.parameters() if name not in METHOD_FIELDS)
+            values["train.options"] = {name: getattr(method, name) for name in options}
         return with_values(self, values)
 
     def fixing(self, paths: Iterable[str]) -> RunConfig:
@@ -114,7 +118,7 @@ class RunConfig(Section):
         def own(path: str, space: dict[str, Any], method: str) -> Any:
             value = value_at(self, path)
             if value is None:
-                value = getattr(create(method), path.removeprefix("train."), None)
+                value = getattr(create(method), path.rpartition(".")[2], None)
             return value if _inside(space, value) else next(iter(space.values()))[0]
 
         whole = []
@@ -133,6 +137,8 @@ def effective_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
     others = set(METHOD_FIELDS) - set(kind.parameters())
     if not kind.step2:
         others |= {p.removeprefix("train.") for p in params if p.startswith("train.step2.")}
+    options = {f"options.{name}" for name in kind.parameters()} if is_path(method) else set()
+    others |= {o for p in params if (o := p.removeprefix("train.")).startswith("options.") and o not in options}
     return {p: None if p.removeprefix("train.") in others else v for p, v in params.items()}
 
 
@@ -219,10 +225,10 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 
 def value_at(config: RunConfig, path: str) -> Any:
-    """The value of a field by its dotted path."""
+    """The value of a field by its dotted path; None for a key that a mapping lacks."""
     node: Any = config.model_dump(mode="json")
     for part in path.split("."):
-        node = node[part]
+        node = None if node is None else node.get(part)
     return node
 
 

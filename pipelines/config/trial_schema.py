@@ -114,6 +114,9 @@ class TrainConfig(_WithMethodFields):
     """Method and optimisation; and, as fields of their own, the hyperparameters of every method (`train.rho` ...)."""
 
     method: str = "crmt_jt"
+    """One of ours, or `package.module:Name` of your own."""
+    options: dict[str, Any] = {}
+    """Hyperparameters of a method of your own that none of ours has; searched as `train.options.<name>`."""
     epochs: Count = 140
     batch_size: Count = 64
     """Global: over all workers of a trial."""

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crmt.attacks import find_attack
+from crmt.doors import is_path
 from crmt.errors import BadInputError
 from crmt.heads import HEADS
 from crmt.methods import method_class
@@ -22,7 +23,7 @@ from crmt.model import ModelSpec
 from pipelines.clips.batches import STREAM_WORKER_CPUS
 from pipelines.clips.kinds import check_modalities, kinds_of
 from pipelines.config.paths import cache_root, clips_root
-from pipelines.config.run_config import RunConfig, value_at
+from pipelines.config.run_config import RunConfig, value_at, with_values
 from pipelines.sweeps.encoder_checks import check_certified, check_encoder
 from pipelines.trials.measure import attack_plan
 
@@ -134,6 +135,8 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
     """
     for name in methods_of(config):
         _check_method(config, name, trained.head if trained else method_class(name).head)
+    if trained is None:
+        _check_options(config)
     find_attack(config.certify.audit_attack)
     if config.sweep.algorithm == "points" and config.search and not config.sweep.start_with:
         raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
@@ -159,6 +162,18 @@ def _check_encoders(config: RunConfig, build: bool) -> None:
                     check_certified(certificate, modality, given)
                 for width in _values_of(config, "model.features") if build else ():
                     check_encoder(config.data, modality, given, width, verify=verify, seed=config.train.seed)
+
+
+def _check_options(config: RunConfig) -> None:
+    """Refuse `train.options` that no method of the run takes."""
+    names = methods_of(config)
+    own = [name for name in names if is_path(name)]
+    if config.train.options and not own:
+        raise BadInputError(
+            "train.options is for a method of your own (package.module:Name): give ours its settings as train.<name>"
+        )
+    for name in own:
+        with_values(config.without_search(), {"train.method": name}).training_method()
 
 
 def _check_workers(config: RunConfig, training: bool) -> None:
