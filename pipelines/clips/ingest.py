@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ def _build(
         "listing": index.listing.summary(),
         "parts": len(shards),
         "quarantine": quarantine,
+        "tracks": dict(sum((Counter(c["tracks"]) for c in cards), Counter())),
     }
     folder.write(CARD, json.dumps(card, indent=1).encode())
 
@@ -183,6 +185,7 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     quarantine: list[dict[str, str]] = []
     sums = no_sums(modalities)
+    tracks: Counter[str] = Counter()
     for clip in task["clips"]:
         try:
             decoded = decode_clip(
@@ -192,6 +195,7 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
             found = {"clip_id": clip["id"], "path": clip["path"], "split": clip["split"]}
             quarantine.append({**found, "reason": error.reason, "detail": error.detail})
             continue
+        tracks.update(f"{kind} {track}" for kind, track in decoded.tracks.items() if kind in modalities)
         if clip["split"] == "train":
             add_clip(sums, decoded)
         columns = encode_row(decoded, modalities, data.video.jpeg_quality)
@@ -202,7 +206,14 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     folder.write(f"part-{task['number']:05d}.parquet", buffer.getvalue())
     split = task["clips"][0]["split"]
     missing = {m: sum(not row[present_column(m)] for row in rows) for m in modalities}
-    card = {"split": split, "decoded": len(rows), "missing": missing, "quarantine": quarantine, "sums": sums}
+    card = {
+        "split": split,
+        "decoded": len(rows),
+        "missing": missing,
+        "quarantine": quarantine,
+        "sums": sums,
+        "tracks": tracks,
+    }
     folder.write(_card_name(task["number"]), json.dumps(card).encode())
     return {}
 
