@@ -41,6 +41,8 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
     table.add_row("quarantined", f"{cache.failed}" + (f" ({by_reason(cache)})" if cache.failed else ""))
     for name, lacking in cache.incomplete.items():
         table.add_row(f"without {name}", f"{lacking} clips")
+    for track, clips in cache.tracks.items():
+        table.add_row("track taken", f"{track}: {clips} clips")
     for name, meta in cache.modalities.items():
         table.add_row(name, f"{' × '.join(map(str, meta.shape))} {meta.dtype}")
     table.add_row("decoded size", f"{cache.nbytes / 2**20:.0f} MiB")

@@ -35,6 +35,7 @@ class ClipCache:
     then test's. They hold rows as pipelines/clips/rows.py says, a part those of one split; train's mix the classes.
     `counts`: decoded clips by split. `failed`: clips in `quarantine` (clip_id, path, split, reason, detail). `missing`:
     by modality and split, the decoded clips that lack it (data.missing_modality `keep`).
+    `tracks`: which stream was taken of clips with several (`audio 1 of 2, marked default`) to the number of such clips.
     """
 
     folder: Folder
@@ -48,6 +49,7 @@ class ClipCache:
     missing: dict[str, dict[str, int]]
     clips_sha256: str
     quarantine: pd.DataFrame
+    tracks: dict[str, int]
 
     @property
     def nbytes(self) -> int:
@@ -123,6 +125,7 @@ def load_cache(folder: Folder) -> ClipCache:
         missing=card["missing"],
         clips_sha256=card["clips_sha256"],
         quarantine=pd.DataFrame(card["quarantine"], columns=list(QUARANTINE)),
+        tracks=card["tracks"],
     )
 
 

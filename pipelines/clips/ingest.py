@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def _build(
         "listing": index.listing.summary(),
         "parts": len(shards),
         "quarantine": quarantine,
+        "tracks": dict(sum((Counter(c["tracks"]) for c in cards), Counter())),
     }
     folder.write(CARD, json.dumps(card, indent=1).encode())
 
@@ -189,9 +191,10 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     quarantine: list[dict[str, str]] = []
     sums = empty_sums(kinds)
+    tracks: Counter[str] = Counter()
     for clip in task["clips"]:
         try:
-            arrays = read_clip(clip, kinds, data)
+            arrays = read_clip(clip, kinds, data, tracks)
         except ClipError as error:
             found = {"clip_id": clip["id"], "path": error.path, "split": clip["split"]}
             quarantine.append({**found, "reason": error.reason, "detail": error.detail})
@@ -205,7 +208,14 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     folder.write(f"part-{task['number']:05d}.parquet", buffer.getvalue())
     split = task["clips"][0]["split"]
     missing = {m: sum(not row[present_column(m)] for row in rows) for m in kinds}
-    card = {"split": split, "decoded": len(rows), "missing": missing, "quarantine": quarantine, "sums": sums}
+    card = {
+        "split": split,
+        "decoded": len(rows),
+        "missing": missing,
+        "quarantine": quarantine,
+        "sums": sums,
+        "tracks": tracks,
+    }
     folder.write(_card_name(task["number"]), json.dumps(card).encode())
     return {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,12 +53,16 @@ class _File:
         return bool(self.by_media) and kind.column == self.column and kind.media not in self.by_media and same_frames
 
 
-def read_clip(clip: Mapping[str, Any], kinds: Mapping[str, Kind], data: DataConfig) -> dict[str, NDArray[Any] | None]:
+def read_clip(
+    clip: Mapping[str, Any], kinds: Mapping[str, Kind], data: DataConfig, tracks: Counter[str] | None = None
+) -> dict[str, NDArray[Any] | None]:
     """Decode one clip.
 
     Args:
         clip: its row of the index: the columns that the kinds name.
         kinds: the modalities that are wanted.
+        data: how they are decoded.
+        tracks: counts the track that was taken of each file that has several of a kind.
 
     Returns:
         By modality, the array that is stored; None for one that the clip lacks and may lack.
@@ -74,7 +79,7 @@ def read_clip(clip: Mapping[str, Any], kinds: Mapping[str, Kind], data: DataConf
         path = str(clip[file.column])
         left = data.decode_timeout if file is files[0] else max(deadline - time.monotonic(), 0.001)
         try:
-            found |= _read(file, path, data, left, keep)
+            found |= _read(file, path, data, left, keep, tracks)
         except DecodeError as error:
             where = "" if file.column == PATH else f"{', '.join(file.names)}: "
             failed = ClipError(path or str(clip[PATH]), error.reason, f"{where}{error.detail}")
@@ -100,7 +105,9 @@ def _files_of(kinds: Mapping[str, Kind]) -> list[_File]:
     return files
 
 
-def _read(file: _File, path: str, data: DataConfig, seconds: float, keep: bool) -> dict[str, NDArray[Any] | None]:
+def _read(
+    file: _File, path: str, data: DataConfig, seconds: float, keep: bool, tracks: Counter[str] | None
+) -> dict[str, NDArray[Any] | None]:
     if not path:
         raise DecodeError("absent", f"no file in column {file.column!r}")
     if file.alone:
@@ -110,6 +117,9 @@ def _read(file: _File, path: str, data: DataConfig, seconds: float, keep: bool) 
     decoded = decode_clip(
         Path(path), file.video or data.video, sound or data.audio, seconds, tuple(file.by_media), motion, keep
     )
+    if tracks is not None:
+        chosen = {kind.name: decoded.tracks.get(media) for media, kind in file.by_media.items()}
+        tracks.update(f"{name} {track}" for name, track in chosen.items() if track)
     frames = None if decoded.frames is None else decoded.frames.transpose(0, 3, 1, 2)
     arrays: dict[str, NDArray[Any] | None] = {"video": frames, "audio": decoded.audio, "flow": decoded.flow}
     return {kind.name: arrays[media] for media, kind in file.by_media.items()}

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import fuzz_decode
+from pipelines.decoding.clip import decode_clip
+from tests.pipelines.media import cut, make_media
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,3 +58,25 @@ class Broken:
 
     def __call__(self, pipe: object) -> None:
         exec(self.code)
+
+
+def test_what_ffmpeg_decodes_in_full_is_told_from_what_it_does_not(tmp_path: Path) -> None:
+    """An MP4 whose index has its boxes in another order is whole; one that lost a part of its media is not."""
+    source = make_media(tmp_path / "a.mp4")
+    others = [
+        fuzz_decode.reorder(np.random.default_rng(seed), bytearray(source.read_bytes()), b"") for seed in range(9)
+    ]
+    whole = [content for content in others if b"free" not in content[content.index(b"moov") :]]
+    assert whole and all(len(content) == source.stat().st_size for content in others)
+    for content in whole[:3]:
+        path = tmp_path / "b.mp4"
+        path.write_bytes(content)
+        assert fuzz_decode.decoded_in_full(path)
+        decode_clip(path, fuzz_decode.VIDEO, fuzz_decode.AUDIO, 60)
+    assert not fuzz_decode.decoded_in_full(cut(source, tmp_path / "c.mp4", 0.5))
+
+
+def test_a_container_says_something_else_of_itself(tmp_path: Path) -> None:
+    content = make_media(tmp_path / "a.mp4").read_bytes()
+    others = {bytes(fuzz_decode.edit_container(np.random.default_rng(n), bytearray(content), b"")) for n in range(20)}
+    assert len(others) > 10 and all(len(other) == len(content) for other in others)
