@@ -131,6 +131,8 @@ def optimise_integration(
     for name, value in {"steps": steps, "seed": seed, "samples": 1 if samples is None else samples}.items():
         check_whole(name, value)
     check_number("lr", lr)
+    if not 0 < lr < float("inf"):
+        raise BadInputError(f"lr must be a finite number above 0, not {lr}")
     _check(scores, labels, bias, tau, start, objective, pair)
     device = start.device
     bias, tau, first = (t.detach().to(device, torch.float64) for t in (bias, tau, start))
