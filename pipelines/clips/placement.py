@@ -22,8 +22,3 @@ class Placement:
     def mine(self, rows: np.ndarray) -> np.ndarray:
         """This rank's share of some rows; the shares of all ranks make the whole."""
         return rows[self.rank :: self.world_size]
-
-    @property
-    def world(self) -> int:
-        """The same as `world_size`."""
-        return self.world_size
