@@ -31,6 +31,7 @@ import pandas as pd
 from crmt.errors import BadInputError
 from pipelines.config.modality import PATH
 from pipelines.config.schema import DataConfig
+from pipelines.sources.base import Source
 from pipelines.sources.files import check_names, missing_by_column
 from pipelines.sources.index import LEFT_OUT, ClipIndex, Listing, without_overlap
 from pipelines.sources.lists import Layout, find_lists, shown, text_of
@@ -194,3 +195,6 @@ def _classes(table: pd.DataFrame, names: dict[str, str] | None) -> tuple[str, ..
     if len(ordered) < 2:
         raise BadInputError(f"cav_mae: every clip has the label {ordered[0]!r}; training needs two classes at least")
     return tuple(ordered)
+
+
+SOURCE = Source(load, takes=("lists",))

@@ -16,7 +16,7 @@ from crmt.errors import BadInputError, CRMTError
 from crmt.heads import HEADS
 from crmt.modality import Modality
 from crmt.model import MultiModalModel
-from pipelines.clips.kinds import ModalityMeta, kinds_of
+from pipelines.clips.batches import expected_modalities
 from pipelines.config.schema import DataConfig
 
 INPUTS = 2
@@ -37,7 +37,7 @@ def check_encoder(data: DataConfig, modality: str, given: Given, features: int, 
     """
     with _naming(modality), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        shape = modality_before_ingest(data, modality)
+        (shape,) = expected_modalities(data, [modality])
         encoder, name = build_encoder(given, shape, features), split_arguments(given)[0]
         for training in (True, False) if is_foreign(given) else (False,):
             _check_batch(name, encoder.train(training), shape, features)
@@ -64,14 +64,6 @@ def _naming(modality: str) -> Iterator[None]:
         yield
     except CRMTError as error:
         raise BadInputError(f"model.encoders.{modality}: {error}") from None
-
-
-def modality_before_ingest(data: DataConfig, name: str) -> Modality:
-    """What a model will take, as far as the configuration says it: the statistics stand in for those of the clips."""
-    kind = kinds_of(data)[name]
-    channels = 1 if kind.statistics_axis is None else kind.shape[kind.statistics_axis]
-    stand_in = ModalityMeta(kind.shape, kind.dtype.name, (0.5,) * channels, (0.25,) * channels)
-    return kind.modality(kind.with_constants(stand_in))
 
 
 def _check_batch(name: str, encoder: nn.Module, modality: Modality, features: int) -> None:

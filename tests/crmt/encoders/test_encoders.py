@@ -104,3 +104,13 @@ def test_an_unknown_encoder_is_refused_with_the_valid_ones(name: str | None) -> 
 def test_features_must_be_a_multiple_of_eight(features: int) -> None:
     with pytest.raises(BadInputError, match=f"multiple of 8, not {features}"):
         build_encoder("small_resnet", IMAGE, features)
+
+
+@pytest.mark.parametrize("shape", [(7,), (64, 3), (2, 3, 8, 8)])
+def test_the_mlp_takes_any_shape(shape: tuple[int, ...]) -> None:
+    modality = Modality(
+        name="x", shape=shape, channel_axis=0, mean=(0.0,) * shape[0], std=(1.0,) * shape[0], box=None, space="units"
+    )
+    assert build_encoder("mlp", modality, 16)(torch.randn(5, *shape)).shape == (5, 16)
+    narrow = build_encoder({"path": "mlp", "hidden": 3}, modality, 16)
+    assert [tuple(p.shape) for p in narrow.parameters() if p.ndim == 2][1] == (16, 3)
