@@ -11,6 +11,7 @@ from torch import nn
 from crmt.encoders import build_encoder, encoder_names
 from crmt.encoders.resnet import BatchNorm, ResidualBlock
 from crmt.errors import BadInputError
+from crmt.modality import Modality
 from tests.crmt.tiny import IMAGE, MOTION, SOUND
 
 
@@ -96,7 +97,7 @@ def test_resnet18_has_the_usual_size() -> None:
 
 @pytest.mark.parametrize("name", ["resnet50", None, ""])
 def test_an_unknown_encoder_is_refused_with_the_valid_ones(name: str | None) -> None:
-    with pytest.raises(BadInputError, match=r"for 'video'. Valid: lipschitz_conv, resnet18, small_resnet"):
+    with pytest.raises(BadInputError, match=r"for 'video'. Valid: lipschitz_conv, mlp, resnet18, small_resnet"):
         build_encoder(name, IMAGE, 16)  # type: ignore[arg-type]
 
 

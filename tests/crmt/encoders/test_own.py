@@ -99,8 +99,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_ours_are_one_file_each() -> None:
-    assert encoder_names() == ["lipschitz_conv", "resnet18", "small_resnet"]
-    assert [declared_lipschitz(name) for name in encoder_names()] == [True, False, False]
+    assert encoder_names() == ["lipschitz_conv", "mlp", "resnet18", "small_resnet"]
+    assert [declared_lipschitz(name) for name in encoder_names()] == [True, False, False, False]
 
 
 @pytest.mark.usefixtures("own")
