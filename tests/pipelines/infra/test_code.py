@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from crmt.errors import BadInputError
-from pipelines.infra.cluster import start_ray
 from pipelines.infra import code
+from pipelines.infra.cluster import start_ray
 from pipelines.infra.code import modules_in, names_code, put_on_path, runtime_env
 
 ROOT = Path(__file__).resolve().parents[3]
