@@ -249,5 +249,5 @@ class Certifier:
 
 
 def _ids(ids: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """Of clips without ids, their running numbers."""
+    """The ids; where there are none, running numbers in their place."""
     return ids or tuple(str(i) for i in range(count))

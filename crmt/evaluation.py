@@ -132,7 +132,7 @@ class EvaluationPlan:
     tau_samples: int = 512
     """Training clips whose gradients estimate τ."""
     seed: int = 0
-    """Of certificates that sample; attacks and audit have their own in their plans."""
+    """Seeds the noise of certificates that sample; attacks and audit have seeds of their own in their plans."""
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.certificates]

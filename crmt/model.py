@@ -135,7 +135,7 @@ class MultiModalModel(nn.Module):
 
 
 def _modality_of(name: str, inputs: Tensor, box: tuple[float, float] | None) -> Modality:
-    """Of inputs as they are. Its mean is theirs, for each index of the first axis, kept in the box."""
+    """The modality of inputs as they are. Its mean is theirs, for each index of the first axis, kept in the box."""
     check_floating(name, inputs, None)
     if box is not None:
         check_kind(f"the box of {name!r}", box, Sequence, "(low, high)")

@@ -22,7 +22,7 @@ from pipelines.runs.run_folder import read_card
 from pipelines.sweeps.single import load_saved, run_evaluation
 
 MEASURING = ("train.seed", "train.tau_samples")
-"""Of `train`, what evaluation takes notice of."""
+"""The settings of `train` that matter to an evaluation."""
 
 
 def _check_overrides(overrides: list[str]) -> None:

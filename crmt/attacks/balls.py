@@ -14,10 +14,10 @@ from crmt.arguments import check_kind, check_names, check_number, said
 from crmt.errors import BadInputError
 from crmt.modality import Inputs, Modality
 
-Budget = float | Tensor
+Epsilon = float | Tensor
 """One ε for all inputs, or `(B,)`: one each."""
 LARGEST = 1e15
-"""Of a budget: squares of larger ones overflow in float32."""
+"""The largest budget: squares of larger ones overflow in float32."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Group:
     """Modalities that share one budget."""
 
     modalities: tuple[str, ...]
-    epsilon: Budget
+    epsilon: Epsilon
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Ball:
             _check_budget(g.epsilon)
 
     @staticmethod
-    def joint(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> Ball:
+    def joint(modalities: Iterable[str], epsilon: Epsilon, norm: Literal["l2", "linf"] = "l2") -> Ball:
         """Σ_m ‖δ^(m)‖² ≤ ε² (ℓ2), max_m ‖δ^(m)‖∞ ≤ ε (ℓ∞); with one modality, its uni-modal ball.
 
         Args:
@@ -59,11 +59,12 @@ class Ball:
         return Ball((Group(check_names("modalities", modalities), epsilon),), norm)
 
     @staticmethod
-    def product(epsilons: Mapping[str, Budget], norm: Literal["l2", "linf"] = "l2") -> Ball:
+    def product(epsilons: Mapping[str, Epsilon], norm: Literal["l2", "linf"] = "l2") -> Ball:
         """‖δ^(m)‖ ≤ ε_m for each m, all at once.
 
         Args:
-            epsilons: modality to its budget, as in `joint`. norm: `l2` or `linf`.
+            epsilons: modality to its budget, as in `joint`.
+            norm: `l2` or `linf`.
 
         Raises:
             BadInputError: as `joint`.
@@ -72,7 +73,7 @@ class Ball:
         return Ball(tuple(Group((m,), e) for m, e in epsilons.items()), norm)
 
     @staticmethod
-    def each(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> dict[str, Ball]:
+    def each(modalities: Iterable[str], epsilon: Epsilon, norm: Literal["l2", "linf"] = "l2") -> dict[str, Ball]:
         """Every modality's own ball, by name, as `attack.balls: [each]` of a configuration: M attacks, in each of which
         one modality is moved and the others stay as they are. All of them at once, each within its own budget, are one
         `Ball.product`.
@@ -100,7 +101,7 @@ class Ball:
         """The ball with every budget times a factor of its sample, `(B,)`."""
         return self._with(factors * torch.as_tensor(g.epsilon).to(factors) for g in self.groups)
 
-    def _with(self, budgets: Iterable[Budget]) -> Ball:
+    def _with(self, budgets: Iterable[Epsilon]) -> Ball:
         return Ball(tuple(Group(g.modalities, e) for g, e in zip(self.groups, budgets, strict=True)), self.norm)
 
     def contains(self, other: Ball) -> bool:
@@ -143,7 +144,11 @@ class Ball:
         """The nearest δ inside the ball, then clamped so that x + δ is in the box; a clamp never lengthens δ.
 
         Args:
-            deltas: `(B, *shape)` of every attacked modality. around: x. modalities: for their boxes.
+            deltas: δ, `(B, *shape)` of every attacked modality, in the space of the inputs.
+            around: x, of the same shapes.
+            modalities: the model's; their boxes bound x + δ.
+
+        Returns: δ, `(B, *shape)` of every attacked modality.
         """
         result: Inputs = {}
         for g in self.groups:
@@ -205,7 +210,7 @@ class Ball:
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float32 where they are of a smaller type: budgets, lengths and margins are no matter for three digits."""
+    """The values, in float32 where their type is smaller: budgets, lengths and margins need more than three digits."""
     return values.float() if values.is_floating_point() and values.dtype.itemsize < 4 else values
 
 
@@ -247,7 +252,7 @@ def chosen(these: Tensor, first: Inputs, second: Inputs) -> Inputs:
     return {m: torch.where(columns(these, v), v, second[m]) for m, v in first.items()}
 
 
-def _check_budget(epsilon: Budget) -> None:
+def _check_budget(epsilon: Epsilon) -> None:
     if not isinstance(epsilon, Tensor):
         check_number("a budget", epsilon)
     values = epsilon.detach() if isinstance(epsilon, Tensor) else torch.tensor(float(epsilon), dtype=torch.float64)
@@ -260,17 +265,17 @@ def _check_budget(epsilon: Budget) -> None:
         raise BadInputError(f"a budget must be at most {LARGEST:g}, not {high}: 1e6 reaches as far in practice")
 
 
-def _rows(epsilon: Budget, rows: Tensor) -> Budget:
+def _rows(epsilon: Epsilon, rows: Tensor) -> Epsilon:
     if not isinstance(epsilon, Tensor) or epsilon.shape in ((), (1,)):
         return epsilon
     return epsilon[rows.to(epsilon.device)]
 
 
 def device_of(generator: torch.Generator | None) -> torch.device:
-    """Where it draws: the CPU without one.
+    """The device on which a generator draws; the CPU where there is none.
 
     Raises:
-        BadInputError: no generator.
+        BadInputError: `generator` is something else.
     """
     if generator is None:
         return torch.device("cpu")
@@ -284,7 +289,7 @@ def _noise(like: Tensor, norm: str, generator: torch.Generator | None) -> Tensor
     return drawn.to(like.device)
 
 
-def _budget(epsilon: Budget, like: Tensor) -> Tensor:
+def _budget(epsilon: Epsilon, like: Tensor) -> Tensor:
     """ε as `(B,)`."""
     if isinstance(epsilon, Tensor) and epsilon.shape not in ((1,), (len(like),)):
         raise BadInputError(

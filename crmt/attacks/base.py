@@ -22,18 +22,18 @@ class AttackSettings:
     """How hard the attacks try; each takes what concerns it."""
 
     loss: str = "margin"
-    """Of FGM and PGD; APGD's is in its name."""
+    """The loss that FGM and PGD raise: `margin` or `cross_entropy`; APGD's is in its name."""
     steps: int = 20
-    """Of PGD and the minimal-norm attack; APGD takes twice as many in every run."""
+    """Steps of PGD and of the minimal-norm attack; APGD takes twice as many in every run."""
     restarts: int = 1
-    """Of PGD, APGD and the minimal-norm attack: the first from x, the others from random points. With 1, `auto` ends
-    with one run of APGD-DLR from a random point."""
+    """Runs of PGD, APGD and the minimal-norm attack: the first from x, the others from random points. With 1, `auto`
+    ends with one run of APGD-DLR from a random point."""
     targets: int = 3
     """Classes that apgd_dlr aims at, each in its own run, after one untargeted run."""
     queries: int = 500
-    """Of Square."""
+    """Forward passes of Square, for each batch and ball."""
     draws: int = 10
-    """Of noise."""
+    """Random δ that `noise` tries."""
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
@@ -90,7 +90,7 @@ class Attack(ABC):
     settings: ClassVar[tuple[str, ...]] = ()
     """The fields of `AttackSettings` that it takes notice of; results are stored with these alone."""
     random: ClassVar[bool] = False
-    """Whether it draws from `Call.generator`."""
+    """Whether it takes random numbers from `Call.generator`."""
     uses_start: ClassVar[bool] = True
     """Whether it goes on from `Call.start`, what it reached in a smaller ball. If not, it is reported in each ball by
     itself: what it finds in a smaller one says nothing about a larger one."""

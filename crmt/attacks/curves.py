@@ -39,7 +39,7 @@ class AttackPlan:
     """Which attacks run, in which balls, with which budgets."""
 
     names: tuple[str, ...] = ("fgm", "pgd")
-    """Of `crmt.attacks.attack_names()`, or `package.module:Name` of the user's own code."""
+    """Names out of `crmt.attacks.attack_names()`, or `package.module:Name` of the user's own code."""
     balls: tuple[str, ...] = ("joint", "each")
     """`joint`, `each` (every modality alone), or modalities' names."""
     epsilons: tuple[float, ...] = (0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4)

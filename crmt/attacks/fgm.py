@@ -21,6 +21,8 @@ def fgm(
 
 
 class Fgm(Attack):
+    """FGM as a part that is found by name: the arguments of `fgm` from a `Call`."""
+
     title = "FGM"
     settings = ("loss",)
     uses_start = False

@@ -169,8 +169,8 @@ def _moved(search: Search, deltas: Inputs, gradients: Inputs, length: Tensor) ->
 
 
 def _project(search: Search, deltas: Inputs, factor: Tensor) -> Inputs:
-    """Onto the box, then onto so many times the ball: δ only shrinks towards 0, so it stays in the box, and no budget
-    is spent on what the box cuts off."""
+    """Onto the box, then onto the ball whose budgets are `factor` times as large: the second step only shrinks δ
+    towards 0, so it stays in the box, and no budget is spent on what the box cuts off."""
     finite = torch.where(factor.isfinite(), factor, torch.zeros_like(factor))
     boxed = clamped(deltas, search.inputs, search.model.modalities)
     return search.ball.scaled(finite).project(boxed, search.attacked, search.model.modalities)

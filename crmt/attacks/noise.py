@@ -42,6 +42,8 @@ def noise(
 
 
 class Noise(Attack):
+    """Random noise as a part that is found by name; `auto` leaves it out, since every gradient attack is stronger."""
+
     title = "Gaussian noise"
     settings = ("draws",)
     random = True

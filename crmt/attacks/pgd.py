@@ -37,7 +37,8 @@ def pgd(
     Where the whole gradient is exactly 0 there is no direction: with more than one step it goes on from a random point.
 
     Args:
-        inputs: x, `(B, *shape)` of every modality, inside its box. labels: `(B,)`.
+        inputs: x, `(B, *shape)` of every modality, inside its box.
+        labels: `(B,)`.
         step_size: of one step, in units of ε; default 2.5 / steps.
         restarts: the first run starts at `start` (or at x), the others at random points of the ball.
         start: adversarial inputs to start from, such as those of a smaller radius.
@@ -89,6 +90,8 @@ def _run(
 
 
 class Pgd(Attack):
+    """PGD as a part that is found by name: the arguments of `pgd` from a `Call`."""
+
     title = "PGD"
     settings = ("loss", "steps", "restarts")
     random = True

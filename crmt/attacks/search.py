@@ -22,7 +22,7 @@ from crmt.randomness import warn_if_random
 OUTSIDE = 1e-4
 """By how much an input may lie outside its box: rounding."""
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Of inputs. Below float32 the model sees x + δ in their type, and the search reckons in float32."""
+"""Types that inputs may have. Below float32 the model sees x + δ in their type; the search computes in float32."""
 _ROUNDING = 1e-5
 """Share of the budget by which a point may lie outside the ball."""
 _SHORTENED = 4

@@ -22,7 +22,7 @@ from crmt.progress import Progress, silent
 
 INSIDE = 0.99
 FAR = 100.0
-"""Radii are audited up to so many times 1 + the length of the input: an infinite one, too, is put to the test."""
+"""A radius is audited up to this many times (1 + the length of the input), so that an infinite one is tested, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ class AuditPlan:
 
 
 class Audit(NamedTuple):
-    """Of N inputs; `audited` where the radius is positive."""
+    """What the audit of N inputs found in one ball."""
 
     audited: Tensor
-    """`(N,)`, bool."""
+    """`(N,)`, bool: the radius is positive, so there was something to attack."""
     violated: Tensor
     """`(N,)`, bool: the prediction changed at 0.99 of the radius, or of FAR (1 + ‖x‖) where that is less."""
 

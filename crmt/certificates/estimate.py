@@ -24,7 +24,7 @@ NAME = "estimate"
 
 
 @torch.no_grad()
-def pair_constants(head: Head, constants: GradientConstants) -> Tensor:
+def estimated_pair_constants(head: Head, constants: GradientConstants) -> Tensor:
     """η̂, `(M, K, K)`: |a_y| τ̂_y + |a_j| τ̂_j (OrthogonalHead), or of the score difference (a = 1)."""
     if not isinstance(head, OrthogonalHead):
         if constants.pair is None:
@@ -61,7 +61,7 @@ def estimated_radii(
         head.integration.to(scores) * scores,  # scores are often kept on the CPU
         head.bias.to(scores),
         labels,
-        pair_constants(head, constants).to(scores),
+        estimated_pair_constants(head, constants).to(scores),
         runner_up_only=runner_up_only,
     )
 

@@ -241,12 +241,12 @@ def lipschitz_radii(head: Head, scores: Tensor, labels: Tensor, constants: Tenso
         contributions - slack[:, None, :],
         bias,
         labels,
-        pair_constants(head, constants).to(scores.device),
+        lipschitz_pair_constants(head, constants).to(scores.device),
     )
 
 
 @torch.no_grad()
-def pair_constants(head: Head, constants: Tensor) -> Tensor:
+def lipschitz_pair_constants(head: Head, constants: Tensor) -> Tensor:
     """η, `(M, K, K)`, float64: L_m ‖a_y W_y − a_j W_j‖."""
     distances = []
     for i, name in enumerate(head.modalities):

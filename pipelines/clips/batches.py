@@ -22,9 +22,9 @@ import torch
 from crmt.errors import BadInputError
 from crmt.modality import Batch, Modality
 from pipelines.clips.cache import ClipCache
-from pipelines.clips.draws import Draws
 from pipelines.clips.kinds import ModalityMeta, check_modalities, kinds_of
 from pipelines.clips.placement import Placement
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.clips.rows import decode_rows, present_column, statistics
 from pipelines.clips.transform import Transform
 from pipelines.config.schema import DataConfig
@@ -166,8 +166,8 @@ class MemoryClips:
         order = np.random.default_rng([seed, epoch]).permutation(rows)
         for step in range(len(order) // batch_size):
             whole = order[step * batch_size : (step + 1) * batch_size]
-            draws = self.transform.draw(batch_size, (seed, epoch, step))
-            yield self._batch(self.place.mine(whole), draws.mine(self.place))
+            choices = self.transform.draw(batch_size, (seed, epoch, step))
+            yield self._batch(self.place.mine(whole), choices.mine(self.place))
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
         rows = np.flatnonzero(self.table.splits == split)
@@ -175,10 +175,10 @@ class MemoryClips:
         for start in range(0, len(rows), EVALUATION_BATCH):
             yield self._batch(rows[start : start + EVALUATION_BATCH], None)
 
-    def _batch(self, rows: np.ndarray, draws: Draws | None) -> Batch:
+    def _batch(self, rows: np.ndarray, choices: RandomChoices | None) -> Batch:
         arrays = {m: a[rows] for m, a in self.table.arrays.items()}
         labels = torch.from_numpy(self.table.labels[rows]).to(self.place.device)
-        return Batch(self.transform(arrays, draws, self.place.device), labels, tuple(self.table.ids[rows].tolist()))
+        return Batch(self.transform(arrays, choices, self.place.device), labels, tuple(self.table.ids[rows].tolist()))
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ class StreamIndex:
 
     folder: Folder
     paths: tuple[str, ...]
-    """Of the parts, to be opened with `folder.filesystem`."""
+    """The Parquet files to read, opened with `folder.filesystem`."""
     metas: dict[str, ModalityMeta]
-    """Of the modalities that are read."""
+    """By name, how each modality that is read was stored."""
     rows: pd.DataFrame
 
     @staticmethod
@@ -229,8 +229,8 @@ class StreamClips:
         }
         batches = self._read(dealt[self.place.rank], "train", None, local, shuffle)
         for step, arrays in zip(range(steps), batches, strict=False):
-            draws = self.transform.draw(local, (seed, epoch, step, self.place.rank))
-            yield self._batch(arrays, draws)
+            choices = self.transform.draw(local, (seed, epoch, step, self.place.rank))
+            yield self._batch(arrays, choices)
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
         rows = self.index.rows[self.index.rows.split == split].sort_values("id", kind="stable")
@@ -266,9 +266,9 @@ class StreamClips:
         batches = dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2, **shuffle)
         yield from cast(Iterator[dict[str, np.ndarray]], iter(batches))
 
-    def _batch(self, arrays: dict[str, np.ndarray], draws: Draws | None) -> Batch:
+    def _batch(self, arrays: dict[str, np.ndarray], choices: RandomChoices | None) -> Batch:
         labels = torch.from_numpy(np.require(arrays["label"], requirements="W")).to(self.place.device)
-        inputs = self.transform(arrays, draws, self.place.device)
+        inputs = self.transform(arrays, choices, self.place.device)
         return Batch(inputs, labels, tuple(str(i) for i in arrays["id"]))
 
 

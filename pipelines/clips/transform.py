@@ -13,12 +13,12 @@ from torch import Tensor
 
 from crmt.modality import Modality
 from pipelines.clips.cache import ClipCache
-from pipelines.clips.draws import Draws, Group, group_of
 from pipelines.clips.kinds import Kind, kinds_of
+from pipelines.clips.random_choices import Group, RandomChoices, group_of
 from pipelines.clips.rows import present_column
 from pipelines.config.schema import DataConfig
 
-__all__ = ["Draws", "Transform"]
+__all__ = ["RandomChoices", "Transform"]
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,18 @@ class Transform:
             given = {name: (mean, std) for name, (mean, std) in card["constants"].items()}
         return replace(self, constants=self.constants | given)
 
-    def draw(self, size: int, seed: Sequence[int]) -> Draws:
+    def draw(self, size: int, seed: Sequence[int]) -> RandomChoices:
         """The random choices of a training batch of `size` clips."""
-        return Draws.draw(size, self.data, seed, self.groups.values())
+        return RandomChoices.draw(size, self.data, seed, self.groups.values())
 
-    def __call__(self, arrays: dict[str, np.ndarray], draws: Draws | None, device: torch.device) -> dict[str, Tensor]:
-        """Inputs on `device`; `draws` None is the plain form: middle candidate, centre crop."""
+    def __call__(
+        self, arrays: dict[str, np.ndarray], choices: RandomChoices | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Inputs on `device`; `choices` None is the plain form: middle candidate, centre crop."""
         inputs: dict[str, Tensor] = {}
         for name in (m for m in self.kinds if m in arrays):
             stored = torch.from_numpy(np.require(arrays[name], requirements=("C", "W"))).to(device)
-            own = None if draws is None else draws.of(self.groups[name])
+            own = None if choices is None else choices.of(self.groups[name])
             values = self.kinds[name].transform(stored, self.constants.get(name, (0.0, 1.0)), own)
             present = arrays.get(present_column(name))
             if present is not None and not present.all():

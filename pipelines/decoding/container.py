@@ -235,7 +235,7 @@ def _lacking(kind: str, count: int, track: int | None) -> str:
 
 
 def _pixels(stream: dict[str, Any] | None) -> tuple[int, int] | None:
-    """Of a frame; None where there is no size, or none that ffmpeg accepts."""
+    """Width and height of a frame; None where there is no size, or none that ffmpeg accepts."""
     width, height = (stream and stream["size"]) or (0, 0)
     return (width, height) if width and height and (width + 128) * (height + 128) < _MOST_AREA else None
 

@@ -53,7 +53,7 @@ class FrameProcess:
 
     @property
     def pid(self) -> int:
-        """Of the child; it is started where there is none."""
+        """The process id of the child, which is started where there is none."""
         return self._running().pid
 
     def ask(self, request: dict[str, Any], deadline: float) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:

@@ -181,7 +181,7 @@ class Picture:
 
 
 def _stamp(timed: Any, stream: Any) -> tuple[float, float]:
-    """Of a packet or frame, on the stream's clock; not a number where it has no time."""
+    """Start and end of a packet or frame, in seconds of the stream's clock; not a number where it has no time."""
     start = timed.pts if timed.pts is not None else timed.dts
     if start is None:
         return math.nan, math.nan

@@ -84,7 +84,7 @@ class Folder:
         return None if self.local else _opened(self.location)[0]
 
     def path(self, name: str) -> str:
-        """Of a file in it, for `filesystem`."""
+        """The path of a file in this folder, as `filesystem` takes it."""
         return f"{self.location if self.local else _opened(self.location)[1]}/{name}"
 
     def names(self, pattern: str = "*") -> list[str]:

@@ -21,7 +21,7 @@ SYMBOLS: dict[str, str] = json.loads((Path(__file__).parent / "static/symbols.js
 HUES = ("#0f79bd", "#d98c00", "#0a9d76", "#cb6ba0", "#d55e00", "#4ba9de")
 MARKS = ("circle", "diamond", "square")
 FOREIGN_MARKS = ("triangle-up", "triangle-down", "cross", "hexagon")
-"""Of methods that are not ours."""
+"""Marks of training methods of the user's own."""
 FOREIGN_LOOK = (HUES[-1], FOREIGN_MARKS[0])
 
 

@@ -124,7 +124,7 @@ def generate(root: Path, recipe: Recipe = RECIPE, images: int | None = None, pro
     """Make the clips of `recipe` that `root`/avdigits-<hash> lacks, in parallel by Ray Data, and return the index.
 
     Args:
-        images: make and list only the first so many images (for tests and trials of a recipe).
+        images: make and list only this many images, the first ones (for tests and trials of a recipe).
 
     Raises:
         CRMTError: ffmpeg could not write a clip.

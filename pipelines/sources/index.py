@@ -105,7 +105,7 @@ class ClipIndex:
 
     @property
     def sha256(self) -> str:
-        """Of the classes and of every clip's id, label, split and group: the same on every machine."""
+        """A hash of the classes and of every clip's id, label, split and group: the same on every machine."""
         columns = ("id", "label", "split", "group")
         rows = [list(row) for row in zip(*(self.clips[c].tolist() for c in columns), strict=True)]
         return hashlib.sha256(json.dumps([list(self.classes), rows]).encode()).hexdigest()

@@ -21,7 +21,7 @@ from pipelines.sources.index import LEFT_OUT, SPLITS, ClipIndex, Listing, withou
 _SHOWN = 80
 
 
-class Row(NamedTuple):
+class ListedClip(NamedTuple):
     """One clip as a list names it; `key` is what its file is found by."""
 
     id: str
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     """Where it stands, for messages: `FILE line N`."""
 
 
-Matcher = Callable[[list[str]], Callable[[Row], list[str]]]
+Matcher = Callable[[list[str]], Callable[[ListedClip], list[str]]]
 """From all clip files to what finds a row's among them, the best first."""
 
 
@@ -211,10 +211,10 @@ def assemble(
     layout: Layout,
     data: DataConfig,
     lists: dict[str, Path],
-    rows: Sequence[Row],
+    rows: Sequence[ListedClip],
     *,
     match: Matcher,
-    expected: Callable[[Row], str],
+    expected: Callable[[ListedClip], str],
     classes: tuple[str, ...] | None = None,
     notes: Iterable[str] = (),
 ) -> ClipIndex:
@@ -262,12 +262,12 @@ def assemble(
 
 
 def _table(
-    layout: Layout, data: DataConfig, rows: Sequence[Row], lists: dict[str, Path]
-) -> tuple[list[Row], pd.DataFrame, pd.DataFrame]:
+    layout: Layout, data: DataConfig, rows: Sequence[ListedClip], lists: dict[str, Path]
+) -> tuple[list[ListedClip], pd.DataFrame, pd.DataFrame]:
     """The rows that are kept, every clip once, as they are and as a table; and those that were left out."""
     if not rows:
         raise BadInputError(f"{layout.name}: no clips in {' and '.join(map(str, lists.values()))}. {layout.text}")
-    first: dict[tuple[str, str], Row] = {}
+    first: dict[tuple[str, str], ListedClip] = {}
     repeated = []
     for row in rows:
         before = first.setdefault((row.id, row.split), row)
@@ -279,7 +279,7 @@ def _table(
                 f"{shown(before.label)} in {before.line}. Take one of them out"
             )
         repeated.append((row.id, row.split, "repeated", f"{row.line}, after {before.line}"))
-    every = pd.DataFrame([row[:4] for row in first.values()], columns=list(Row._fields[:4]))
+    every = pd.DataFrame([row[:4] for row in first.values()], columns=list(ListedClip._fields[:4]))
     table, overlap = without_overlap(layout.name, every, data.on_overlap)
     left_out = pd.DataFrame([*repeated, *overlap.itertuples(index=False)], columns=list(LEFT_OUT))
     for split in ("train", "test"):
@@ -289,9 +289,9 @@ def _table(
     return kept, table, left_out
 
 
-def _of_one_file(layout: Layout, rows: Sequence[Row], fitting: dict[str, list[str]]) -> list[tuple[str, ...]]:
+def _of_one_file(layout: Layout, rows: Sequence[ListedClip], fitting: dict[str, list[str]]) -> list[tuple[str, ...]]:
     """Rows (as in `Listing.left_out`) whose file another row has already, under another name of the same clip."""
-    first: dict[str, Row] = {}
+    first: dict[str, ListedClip] = {}
     repeated: list[tuple[str, ...]] = []
     for row in rows:
         before = first.setdefault(fitting[row.id][0], row) if fitting[row.id] else row
@@ -316,7 +316,9 @@ def _check_classes(layout: Layout, table: pd.DataFrame, classes: tuple[str, ...]
         )
 
 
-def _refuse_empty(layout: Layout, root: Path, row: Row, expected: Callable[[Row], str], files: list[str]) -> None:
+def _refuse_empty(
+    layout: Layout, root: Path, row: ListedClip, expected: Callable[[ListedClip], str], files: list[str]
+) -> None:
     seen = f"no clip file lies there (extensions looked for: {' '.join(CONTAINERS)})"
     if files:
         seen = f"{len(files)} clip files lie there, {str(Path(files[0]).relative_to(root))!r} first"

@@ -29,11 +29,11 @@ class RunRequest:
     kind: str
     """`sweep`, `train` or `evaluation`, in the run's card and in its folder's name."""
     folder: Path | None = None
-    """Of a new run; None: runs/<dataset>-<kind>-<time>."""
+    """The folder of a new run; None: runs/<dataset>-<kind>-<time>."""
     resume: Path | None = None
     """The folder of the run that goes on."""
     address: str | None = None
-    """Of a Ray cluster; None: one on this machine, else Ray is started here."""
+    """The address of a Ray cluster; None: one that runs on this machine, or else Ray is started here."""
     model: ModelSpec | None = None
     """The saved model that is measured; None: models are trained."""
     dry_run: bool = False
@@ -61,7 +61,7 @@ class PreparedRun:
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """The folder of the run."""
         return self.given.run
 
 

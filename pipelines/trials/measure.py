@@ -22,7 +22,7 @@ from pipelines.trials.certify import ClipStore
 
 Rows = list[dict[str, Any]]
 Gather = Callable[[Any], list[Any]]
-Progress = Callable[[str, float], None]
+PhaseProgress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Measurement:
     config: RunConfig
     clips: Clips
     gather: Gather
-    progress: Progress
+    progress: PhaseProgress
     split: str = "test"
     stored: ClipStore | None = None
     """Where certificates keep what they have, clip by clip."""

@@ -172,5 +172,5 @@ def furthest_state(trial: Path) -> dict[str, Any] | None:
 
 
 def device_of(gpus: float) -> torch.device:
-    """The device of a worker in this process that was given so many GPUs."""
+    """The device of a worker in this process that was given `gpus` GPUs: the current one, or the CPU for 0."""
     return torch.device("cuda", torch.cuda.current_device()) if gpus > 0 else torch.device("cpu")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crmt.modality import Modality
-from pipelines.clips.draws import Draws
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.config.modality import ModalityConfig
 from pipelines.config.schema import AudioConfig, DataConfig, FlowConfig, Section, VideoConfig
 
@@ -70,12 +70,12 @@ class Kind(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of one clip as it is stored."""
+        """The shape of one clip as it is stored."""
 
     @property
     @abstractmethod
     def dtype(self) -> np.dtype:
-        """Of one clip as it is stored."""
+        """The type of a clip's values as they are stored."""
 
     @property
     def jpeg(self) -> bool:
@@ -137,13 +137,13 @@ class Kind(ABC):
         """
 
     @abstractmethod
-    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
+    def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
         """Stored clips to a model's inputs, on their device.
 
         Args:
             stored: (B, *shape), of `dtype`.
             constants: mean and deviation of the batches' standardisation, for kinds that are `standardised`.
-            draws: the random choices of a training batch; None: the plain form of evaluation.
+            choices: the random choices of a training batch; None: the plain form of evaluation.
 
         Returns:
             (B, *modality.shape), float32, in the modality's space.

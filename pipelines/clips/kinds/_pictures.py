@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crmt.modality import Modality
-from pipelines.clips.draws import Draws
 from pipelines.clips.kinds._base import Kind, ModalityMeta
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.config.schema import VideoConfig
 
 
@@ -72,21 +72,21 @@ class Pictures(Kind):
         del flip
         return values
 
-    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
+    def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
         """`(B, T, C, crop, crop)` in [0, 1]."""
         del constants
         video = self.pictures
         count, _, _, side, _ = stored.shape
-        middle = torch.full((count, video.frames), video.candidates // 2) if draws is None else draws.candidate
+        middle = torch.full((count, video.frames), video.candidates // 2) if choices is None else choices.candidate
         frames = torch.arange(video.frames) * video.candidates + middle
-        if draws is not None and draws.box is not None:
+        if choices is not None and choices.box is not None:
             rows = torch.arange(count, device=stored.device)[:, None]
-            values = self.to_unit(_resized(stored[rows, frames.to(stored.device)].float(), draws.box, video.crop))
-            flip = draws.flip.to(stored.device)
+            values = self.to_unit(_resized(stored[rows, frames.to(stored.device)].float(), choices.box, video.crop))
+            flip = choices.flip.to(stored.device)
             values = torch.where(flip[:, None, None, None, None], values.flip(-1), values)
         else:
-            offset = torch.full((count, 2), (side - video.crop) // 2) if draws is None else draws.offset
-            flip = torch.zeros(count, dtype=torch.bool) if draws is None else draws.flip
+            offset = torch.full((count, 2), (side - video.crop) // 2) if choices is None else choices.offset
+            flip = torch.zeros(count, dtype=torch.bool) if choices is None else choices.flip
             values = self.to_unit(_cut(stored, frames, offset, flip, video.crop).float())
         return self.mirrored(values, flip.to(stored.device))
 

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from crmt.modality import Modality
-from pipelines.clips.draws import Draws
 from pipelines.clips.kinds._base import Kind, ModalityMeta
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.config.schema import Count, Positive, Section
 from pipelines.decoding.arrays import array_shape, read_array
 from pipelines.decoding.errors import DecodeError
@@ -31,7 +31,7 @@ class ArraySettings(Section):
     """What the arrays of one modality are."""
 
     shape: Annotated[list[Count], Field(min_length=1)]
-    """Of one clip's array."""
+    """The shape of one clip's array."""
     space: str = "units of the file"
     """The unit of its values, for tables and plots."""
     box: tuple[float, float] | None = None
@@ -111,8 +111,8 @@ class Array(Kind):
             space=self.settings.space,
         )
 
-    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
-        del constants, draws
+    def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
+        del constants, choices
         return stored.float()
 
 

@@ -18,7 +18,7 @@ WITHOUT_ATTACK = "Without attack: all modalities, one alone, one missing (replac
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One number of every method."""
 
     label: str
@@ -43,14 +43,14 @@ class Group:
     """Rows under one heading; where methods are many, the groups of one `table` share a table."""
 
     title: str
-    rows: list[Row]
+    rows: list[ComparisonRow]
     table: str
 
 
 def comparison(data: RunData) -> Markup:
     """Tiles and the table of the best trial of each method."""
     groups = [g for g in _groups(data) if g.rows]
-    tables: dict[str, list[Row]] = {}
+    tables: dict[str, list[ComparisonRow]] = {}
     for group in groups if len(data.best) > MANY else ():
         tables.setdefault(group.table, []).extend(group.rows)
     many = len(data.best) > 2 * MANY  # then the figure and the table say it better than tiles
@@ -118,16 +118,16 @@ def _groups(data: RunData) -> list[Group]:
     def metric(name: str, modality: str | None = None, certificate: str | None = None) -> list[Share]:
         return [data.metric(t, name, modality, certificate=certificate) for t in best]
 
-    alone = [Row(f"{capital(m)} alone", metric("unimodal_accuracy", m)) for m in modalities]
-    missing = [Row(f"Without {m}", metric("missing_accuracy", m)) for m in modalities]
+    alone = [ComparisonRow(f"{capital(m)} alone", metric("unimodal_accuracy", m)) for m in modalities]
+    missing = [ComparisonRow(f"Without {m}", metric("missing_accuracy", m)) for m in modalities]
     attack = capital(data.names.attack_short(data.attack))
     attacked = [
-        Row(f"{attack} accuracy, ε\u00a0=\u00a0{e:g}", [data.attacked(t, e) for t in best])
+        ComparisonRow(f"{attack} accuracy, ε\u00a0=\u00a0{e:g}", [data.attacked(t, e) for t in best])
         for e in budgets_for_tables(data.budgets, data.headline)
     ]
     ball = f"Under attack in the joint ℓ2 ball: {data.names.attack(data.attack)} ({data.space_of(JOINT)})"
     groups = [
-        Group("Without attack", [Row("Clean accuracy", metric("clean_accuracy"))], WITHOUT_ATTACK),
+        Group("Without attack", [ComparisonRow("Clean accuracy", metric("clean_accuracy"))], WITHOUT_ATTACK),
         Group("One modality alone", alone, WITHOUT_ATTACK),
         Group("A modality missing (replaced by its mean)", missing, WITHOUT_ATTACK),
         Group(ball, attacked, ball),
@@ -138,11 +138,13 @@ def _groups(data: RunData) -> list[Group]:
         word = data.certificate_name(certificate)
         title = f"Mean {word} ℓ2 radius"
         radii = [(b, [data.mean_radius(t, certificate, b) for t in best]) for b in balls]
-        groups.append(Group(title, [Row(capital(b), r, False, data.space_of(b)) for b, r in radii], title))
+        groups.append(Group(title, [ComparisonRow(capital(b), r, False, data.space_of(b)) for b, r in radii], title))
         indicator = f"Vulnerability indicator, ratio between the modalities · {word}"
-        groups.append(Group(indicator, [Row(ratio, metric("indicator_ratio", None, certificate), False)], title))
+        groups.append(
+            Group(indicator, [ComparisonRow(ratio, metric("indicator_ratio", None, certificate), False)], title)
+        )
         if certificate in data.by_chance:
             counts = [data.abstained(t, certificate) for t in best]
             shares = [wilson(*count) if count else MISSING for count in counts]
-            groups.append(Group(f"Abstentions · {word}", [Row("Abstained, share of clips", shares)], title))
+            groups.append(Group(f"Abstentions · {word}", [ComparisonRow("Abstained, share of clips", shares)], title))
     return [Group(g.title, [row for row in g.rows if row.has_numbers], g.table) for g in groups]

@@ -15,9 +15,9 @@ from pipelines.reporting.plotting import LOOK, MANY, draw, meta, safe, style
 from pipelines.reporting.render import capital, render
 
 DASHES: dict[str, str] = OURS["dashes"]
-"""Of lines that are not the headline's, which is solid."""
+"""By attack, the dashes of its line; the headline attack's line is solid."""
 RADII_DASH = "6px,4px"
-"""Of radii that are not ours."""
+"""The dashes of radii from certificates of the user's own."""
 
 
 def robustness(data: RunData) -> Markup:

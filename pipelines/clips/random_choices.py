@@ -15,11 +15,11 @@ from pipelines.config.modality import PATH
 from pipelines.config.schema import AugmentConfig, DataConfig, VideoConfig
 
 Group = tuple[str, int, int, int, int]
-"""Modalities that share their draws: of one column, with the same frames, candidates, size and crop."""
+"""Modalities that share their choices: of one column, with the same frames, candidates, size and crop."""
 
 
 @dataclass(frozen=True)
-class Draws:
+class RandomChoices:
     """The random choices of one batch. In memory they are drawn for the GLOBAL batch, whatever the workers."""
 
     candidate: Tensor
@@ -32,16 +32,16 @@ class Draws:
     gain: Tensor
     box: Tensor | None = None
     """`(B, 4)` with augment.scale: top, left, height and width of what is cut out and resized."""
-    others: dict[Group, Draws] = field(default_factory=dict)
+    others: dict[Group, RandomChoices] = field(default_factory=dict)
     """Those of modalities that are cut otherwise, or lie in another column."""
 
     @staticmethod
-    def draw(size: int, data: DataConfig, seed: Sequence[int], groups: Iterable[Group | None] = ()) -> Draws:
+    def draw(size: int, data: DataConfig, seed: Sequence[int], groups: Iterable[Group | None] = ()) -> RandomChoices:
         """Draw for a batch.
 
         Args:
             size: clips.
-            seed: the same numbers give the same draws.
+            seed: the same numbers give the same choices.
             groups: of the modalities, as `group_of` gives them.
         """
         base = _draw(size, data.video, data.augment, seed)
@@ -56,18 +56,18 @@ class Draws:
             others[group] = replace(_draw(size, video, data.augment, own), flip=base.flip)
         return replace(base, others=others)
 
-    def of(self, group: Group | None) -> Draws:
+    def of(self, group: Group | None) -> RandomChoices:
         """Those of the modalities of a group; None: of data.video and data.audio in `path`."""
         return self if group is None else self.others[group]
 
-    def mine(self, place: Placement) -> Draws:
+    def mine(self, place: Placement) -> RandomChoices:
         """This rank's share of them."""
 
         def share(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[place.rank :: place.world_size]
 
         kept = {name: share(values) for name, values in vars(self).items() if name != "others"}
-        return Draws(**kept, others={group: draws.mine(place) for group, draws in self.others.items()})  # type: ignore[arg-type]
+        return RandomChoices(**kept, others={group: choices.mine(place) for group, choices in self.others.items()})  # type: ignore[arg-type]
 
 
 def group_of(column: str, video: VideoConfig | None, data: DataConfig) -> Group | None:
@@ -80,10 +80,10 @@ def _group(column: str, video: VideoConfig) -> Group:
     return (column, video.frames, video.candidates, video.size, video.crop)
 
 
-def _draw(size: int, video: VideoConfig, augment: AugmentConfig, seed: Sequence[int]) -> Draws:
+def _draw(size: int, video: VideoConfig, augment: AugmentConfig, seed: Sequence[int]) -> RandomChoices:
     rng = np.random.default_rng(list(seed))
     room = video.size - video.crop + 2 * augment.pad
-    return Draws(
+    return RandomChoices(
         torch.from_numpy(rng.integers(0, video.candidates, (size, video.frames))),
         torch.from_numpy(rng.integers(0, room + 1, (size, 2))) - augment.pad,
         torch.from_numpy(rng.random(size) < 0.5) & augment.flip,
