@@ -19,14 +19,15 @@ WITHOUT_ATTACK = "Without attack: all modalities, one alone, one missing (replac
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One number of every method."""
+    """One line of the table: a label and the same number for every method."""
 
     label: str
     shares: list[Share]
     """By method, as in `RunData.best`."""
     is_share: bool = True
+    """Whether it is shown in per cent; radii and ratios are not."""
     small: str | None = None
-    """Below the label."""
+    """A second line below the label, in small letters."""
 
     @property
     def has_numbers(self) -> bool:
@@ -112,7 +113,11 @@ def _tile(data: RunData, trial_id: str) -> tuple[str, str, list[tuple[str, str]]
 
 
 def _groups(data: RunData) -> list[Group]:
-    """Everything that is compared, under headings; certificates never together."""
+    """Everything that is compared, under headings; each certificate has headings of its own.
+
+    The order is that in which people ask: clean, what one modality gives, what a missing one costs, attacked, radii.
+    Rows in which no method has a number, and so the groups of parts that did not run, fall out at the end.
+    """
     best, modalities = list(data.best.values()), data.modalities
 
     def metric(name: str, modality: str | None = None, certificate: str | None = None) -> list[Share]:
@@ -132,6 +137,7 @@ def _groups(data: RunData) -> list[Group]:
         Group("A modality missing (replaced by its mean)", missing, WITHOUT_ATTACK),
         Group(ball, attacked, ball),
     ]
+    # a run of one modality has no ratio: whatever the label says, its row has no numbers and falls out below
     ratio = Markup("Mean η<sup>{}</sup>\u00a0/\u00a0η<sup>{}</sup>").format(*[*modalities, "", ""][:2])
     for certificate in data.certificates or ["estimate"]:
         balls = (JOINT, *(modalities if len(modalities) > 1 else []))
