@@ -38,10 +38,12 @@ def apgd(
     Where the whole gradient is exactly 0 there is no direction: it goes on from a random point.
 
     Args:
-        inputs: x, `(B, *shape)` of every modality, inside its box.
-        labels: `(B,)`.
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
         ball: which modalities may move, and how far.
         loss: `cross_entropy`, `dlr` (below 3 classes it is the margin) or `margin`.
+        steps: steps of every run.
         restarts: the first run starts at `start` (or at x), the others at random points of the ball.
         targets: above 0, each restart is one run towards each of the `targets` most likely other classes, with the
             targeted `dlr` (below 4 classes it is the margin) or `margin` loss: the paper's APGD-T.

@@ -94,11 +94,19 @@ class Ball:
         return tuple(m for g in self.groups for m in g.modalities)
 
     def select(self, rows: Tensor) -> Ball:
-        """The ball of a subset of the batch, by index."""
+        """The ball of some inputs of the batch.
+
+        Args:
+            rows: their indices, `(R,)`.
+        """
         return self._with(_rows(g.epsilon, rows) for g in self.groups)
 
     def scaled(self, factors: Tensor) -> Ball:
-        """The ball with every budget times a factor of its sample, `(B,)`."""
+        """The ball with every input's budgets multiplied.
+
+        Args:
+            factors: one for each input, `(B,)`.
+        """
         return self._with(factors * torch.as_tensor(g.epsilon).to(factors) for g in self.groups)
 
     def _with(self, budgets: Iterable[Epsilon]) -> Ball:
@@ -116,7 +124,11 @@ class Ball:
         return True
 
     def gauge(self, deltas: Inputs) -> Tensor:
-        """The factor t by which the budgets must be multiplied to just hold δ, `(B,)`: max over groups of ‖δ‖ / ε."""
+        """The factor t by which the budgets must be multiplied to just hold δ, `(B,)`: max over groups of ‖δ‖ / ε.
+
+        Args:
+            deltas: δ, `(B, *shape)` of every attacked modality.
+        """
         factors = []
         for g in self.groups:
             length = self._length([deltas[m] for m in g.modalities])
@@ -126,7 +138,11 @@ class Ball:
         return torch.stack(factors).amax(0)
 
     def gain(self, gradients: Inputs) -> Tensor:
-        """What a linear function of these gradients gains at most in the ball, `(B,)`: Σ over groups of ε ‖g‖_dual."""
+        """The most that a linear function gains in the ball, `(B,)`: Σ over groups of ε ‖g‖_dual.
+
+        Args:
+            gradients: the function's gradient g, `(B, *shape)` of every attacked modality.
+        """
         gains = []
         for g in self.groups:
             parts = [gradients[m] for m in g.modalities]
@@ -167,6 +183,9 @@ class Ball:
         """The direction of steepest ascent with length 1 in each group.
 
         Gradients are divided by max |g| first: only an exactly zero gradient gives a zero step, one of 1e-30 is whole.
+
+        Args:
+            gradients: `(B, *shape)` of every attacked modality.
         """
         result: Inputs = {}
         for g in self.groups:
@@ -182,7 +201,13 @@ class Ball:
         return result
 
     def stepped(self, deltas: Inputs, gradients: Inputs, size: float | Tensor) -> Inputs:
-        """δ and one step along the steepest direction, `size` (one, or `(B,)`) times the budgets long."""
+        """δ after one step along the steepest direction.
+
+        Args:
+            deltas: δ, `(B, *shape)` of every attacked modality.
+            gradients: of the same shapes.
+            size: the length of the step in units of ε: one for all, or `(B,)`.
+        """
         direction, epsilons = self.steepest(gradients), self.epsilons(deltas)
         sizes = {m: columns(size, d) if isinstance(size, Tensor) else size for m, d in deltas.items()}
         return {m: d + sizes[m] * epsilons[m] * direction[m] for m, d in deltas.items()}
@@ -192,7 +217,12 @@ class Ball:
         return {m: columns(_budget(g.epsilon, like[m]), like[m]) for g in self.groups for m in g.modalities}
 
     def random(self, like: Inputs, generator: torch.Generator | None) -> Inputs:
-        """A δ drawn uniformly from the ball (before any box), in float32 or better."""
+        """A δ drawn uniformly from the ball (before any box), in float32 or better.
+
+        Args:
+            like: gives shapes, types and devices, `(B, *shape)` of every attacked modality.
+            generator: gives the random numbers; None: torch's own, on the CPU.
+        """
         like = {m: wide(like[m]) for m in self.attacked}
         result: Inputs = {}
         for g in self.groups:
@@ -237,7 +267,13 @@ def _nearer(values: Tensor, x: Tensor) -> Tensor:
 
 
 def clamped(deltas: Inputs, around: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Inputs:
-    """δ clamped so that x + δ is in the box, or no further out than x is, which rounding may leave just outside."""
+    """δ clamped so that x + δ is in the box, or no further out than x is, which rounding may leave just outside.
+
+    Args:
+        deltas: δ, `(B, *shape)` of every attacked modality.
+        around: x, of the same shapes.
+        modalities: the model's; a modality without a box is not clamped.
+    """
     result = dict(deltas)
     for m, delta in deltas.items():
         box, x = modalities[m].box, wide(around[m])
@@ -248,7 +284,13 @@ def clamped(deltas: Inputs, around: Mapping[str, Tensor], modalities: Mapping[st
 
 
 def chosen(these: Tensor, first: Inputs, second: Inputs) -> Inputs:
-    """Sample by sample, `first` where `these`, `(B,)`, holds, else `second`."""
+    """Input by input, one of two.
+
+    Args:
+        these: which inputs are taken from `first`, `(B,)`, bool.
+        first: `(B, *shape)` of every modality.
+        second: where the others come from; the same shapes.
+    """
     return {m: torch.where(columns(these, v), v, second[m]) for m, v in first.items()}
 
 
@@ -299,7 +341,14 @@ def _budget(epsilon: Epsilon, like: Tensor) -> Tensor:
 
 
 def columns(values: Tensor, batch: Tensor) -> Tensor:
-    """Values of each sample, `(B,)`, shaped to broadcast over `batch`."""
+    """One value for each input, shaped to broadcast over a batch.
+
+    Args:
+        values: `(B,)`.
+        batch: `(B, *shape)`.
+
+    Returns: `(B, 1, ..., 1)`.
+    """
     return values.reshape(-1, *([1] * (batch.ndim - 1)))
 
 

@@ -50,7 +50,7 @@ DEFAULT_SETTINGS = AttackSettings()
 
 @dataclass(frozen=True)
 class Call:
-    """One attack on one batch."""
+    """What one attack on one batch is given."""
 
     model: MultiModalModel
     inputs: Mapping[str, Tensor]
@@ -72,7 +72,11 @@ class Call:
         return self.model, self.inputs, self.labels, self.ball
 
     def on(self, rows: Tensor) -> Call:
-        """The same attack on some of the inputs, by index."""
+        """The same attack on some of the inputs.
+
+        Args:
+            rows: their indices, `(R,)`.
+        """
         return replace(
             self,
             inputs={m: self.inputs[m][rows] for m in self.model.modalities},
@@ -101,12 +105,19 @@ class Attack(ABC):
     def run(self, call: Call) -> AttackResult:
         """The attack on one batch.
 
-        Returns: the best inputs that it saw, inside ball and box.
+        Args:
+            call: model, inputs, labels, ball and settings.
+
+        Returns: the inputs with the smallest margins that it saw, inside ball and box.
         """
 
     def smallest_radii(self, call: Call) -> Tensor | None:  # noqa: ARG002
-        """How large the ball must be for each input to be broken, `(B,)`, in multiples of its budgets; one run then
-        serves every budget. None: the attack cannot tell."""
+        """How large the ball must be for each input to be broken, `(B,)`, in multiples of its budgets: one run then
+        serves every budget. None where the attack cannot tell.
+
+        Args:
+            call: as in `run`.
+        """
         return None
 
     def parts(self) -> tuple[str, ...]:
@@ -115,7 +126,12 @@ class Attack(ABC):
 
 
 def run_in_turn(call: Call, attacks: Sequence[Attack]) -> AttackResult:
-    """These attacks, each on what the ones before it left standing."""
+    """These attacks one after the other, each on the inputs that those before it did not break.
+
+    Args:
+        call: what the first attack is given.
+        attacks: at least one.
+    """
     found = attacks[0].run(call)
     for attack in attacks[1:]:
         found = improved(found, call, attack.run)
@@ -123,9 +139,14 @@ def run_in_turn(call: Call, attacks: Sequence[Attack]) -> AttackResult:
 
 
 def improved(found: AttackResult, call: Call, run: Callable[[Call], AttackResult]) -> AttackResult:
-    """`found`, bettered by another attack on the inputs that still stand.
+    """`found`, improved by another attack on the inputs that are not broken yet.
 
     It starts where it would alone, not at the best point so far: so what it breaks alone is broken afterwards.
+
+    Args:
+        found: the result of an earlier attack for all inputs of `call`.
+        call: what that attack was given.
+        run: the other attack.
     """
     rows = (~found.broken).nonzero().squeeze(1)
     if not len(rows):

@@ -39,8 +39,9 @@ def square(
     joint ball's budget moves between modalities. All axes but the last two are channels, frames among them.
 
     Args:
-        inputs: x, `(B, *shape)` of every modality, inside its box.
-        labels: `(B,)`.
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
         ball: which modalities may move, and how far.
         queries: forward passes after the first δ.
         start: adversarial inputs to start from, where they are better than x and than the tiles of random sign that
