@@ -20,7 +20,6 @@ from crmt.arguments import (
     check_model,
     check_number,
     check_whole,
-    said,
 )
 from crmt.distributed import mean_over_ranks, rank
 from crmt.errors import BadInputError, CRMTError
@@ -86,7 +85,7 @@ def _check_name(kind: str, name: object, valid: tuple[str, ...]) -> None:
     if name not in valid:
         close = get_close_matches(str(name).lower(), valid, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise BadInputError(f"no {kind} {said(name)}. Valid: {', '.join(valid)}.{hint}")
+        raise BadInputError(f"no {kind} {name!r}. Valid: {', '.join(valid)}.{hint}")
 
 
 @dataclass(frozen=True)

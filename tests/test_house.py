@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import yaml
@@ -31,6 +32,7 @@ def test_the_readmes_new_method_is_found_by_its_file(tmp_path: Path, monkeypatch
     block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "METHOD = " in b)
     assert len(block.splitlines()) <= 26
     (tmp_path / "label_smoothing.py").write_text(block)
+    monkeypatch.delitem(sys.modules, "crmt.methods.label_smoothing", raising=False)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     assert "label_smoothing" in methods.method_names()
     method = methods.create("label_smoothing", label_smoothing=0.2)

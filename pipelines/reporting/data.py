@@ -281,11 +281,7 @@ def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> Ru
         provenance=provenance,
         names=names,
         tables=tables,
-        parts={
-            name: {str(k): rows for k, rows in table.groupby("trial_id")}
-            for name, table in tables.items()
-            if "trial_id" in table
-        },
+        parts={n: {str(k): r for k, r in t.groupby("trial_id")} for n, t in tables.items() if "trial_id" in t},
         summary=pd.DataFrame(),
         best=_best(trials),
         modalities=_modalities(tables),

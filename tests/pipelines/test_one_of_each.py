@@ -85,7 +85,7 @@ def test_one_of_each_in_a_sweep_of_three_modalities(small: Small, tmp_path: Path
     assert set(radii.ball) == {"joint", "video", "audio", "words"}
     card = json.loads((run / "run.json").read_text())
     assert card["spaces"]["words"] == "words" and card["config"]["code"] == [str(folder)]
-    assert len((folder / "diary.txt").read_text().splitlines()) == 2 * 2  # a validation an epoch
+    assert len((folder / "diary.txt").read_text().splitlines()) == 2 * 3  # two validations and the end
     page = (run / "report.html").read_text()
     assert all(word in page for word in ("Label smoothing", "long PGD", "claimed radius"))
 

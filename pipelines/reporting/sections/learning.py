@@ -21,8 +21,7 @@ PANELS = (
 
 def learning(data: RunData) -> Markup:
     """Learning curves of all trials."""
-    trials = data.tables["trials"]
-    statuses = [s for s in STATUSES if s in set(trials.status)]
+    statuses = [s for s in STATUSES if s in set(data.tables["trials"].status)]
     return render("learning", data, panels=learning_figures(data), methods=methods_of(data), statuses=statuses)
 
 

@@ -122,14 +122,9 @@ def _add_attack(
     colour, main = data.names.colour(method), attack == data.attack
     known = np.isfinite(low) & np.isfinite(high)
     if main and known.sum() > 1 and len(data.best) <= MANY:
-        around = np.concatenate([x[known], x[known][::-1]]), np.concatenate([high[known], low[known][::-1]])
-        look: dict[str, Any] = {
-            "fill": "toself",
-            "fillcolor": _rgba(colour, 0.14),
-            "line": {"width": 0},
-            "mode": "lines",
-        }
-        draw(figure, meta(method, attack), *(ends.tolist() for ends in around), **look)
+        xs, ys = np.concatenate([x[known], x[known][::-1]]), np.concatenate([high[known], low[known][::-1]])
+        look = dict[str, Any](fill="toself", fillcolor=_rgba(colour, 0.14), line={"width": 0}, mode="lines")
+        draw(figure, meta(method, attack), xs.tolist(), ys.tolist(), **look)
     width, dash = (2.4, "solid") if main else (1.3, DASHES.get(attack, "dot"))
     draw(
         figure,

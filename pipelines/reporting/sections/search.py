@@ -68,10 +68,9 @@ def _one_axis(data: RunData, trials: pd.DataFrame, name: str) -> go.Figure:
     rows = trials.dropna(subset=["axis0", "selected_value"])
     for method, group in rows.groupby("method"):
         marker = _markers(data, group, str(method)) | {"color": data.names.colour(method)}
-        shown = [trial_label(data.names, t) for _, t in group.iterrows()]
-        hover = {"hovertext": shown, "hovertemplate": "%{hovertext}<br>%{y:.1%}"}
-        owner, y = meta(method, "search"), group.selected_value.tolist()
-        draw(figure, owner, group.axis0.tolist(), y, mode="markers", marker=marker, **hover)
+        look: dict[str, Any] = {"mode": "markers", "marker": marker, "hovertemplate": "%{hovertext}<br>%{y:.1%}"}
+        look["hovertext"] = [trial_label(data.names, t) for _, t in group.iterrows()]
+        draw(figure, meta(method, "search"), group.axis0.tolist(), group.selected_value.tolist(), **look)
     style(figure, 360, name, "Validation metric", percent=True)
     return scaled(figure, rows.axis0, "x")
 

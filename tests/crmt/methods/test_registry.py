@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from dataclasses import fields
 from math import inf, nan
@@ -191,6 +192,7 @@ METHOD = LabelSmoothing
 
 def test_one_new_file_is_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "label_smoothing.py").write_text(NEW_METHOD)
+    monkeypatch.delitem(sys.modules, "crmt.methods.label_smoothing", raising=False)
     monkeypatch.setattr(crmt.methods, "__path__", [*crmt.methods.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     assert "label_smoothing" in method_names()

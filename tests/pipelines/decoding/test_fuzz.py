@@ -43,7 +43,8 @@ def test_the_files_are_those_of_the_seed() -> None:
 )
 def test_a_crash_and_a_hang_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, expected: str) -> None:
     """A decoding process that crashes or hangs as a whole: what the command exists to find."""
-    monkeypatch.setattr(fuzz_decode, "HANG_SECONDS", 5.0)
+    monkeypatch.setattr(fuzz_decode, "HANG_SECONDS", 30.0)
+    monkeypatch.setattr(fuzz_decode, "START_SECONDS", 0.0)
     monkeypatch.setattr(fuzz_decode, "serve", Broken(code))
     decoder = fuzz_decode.Decoder()
     assert decoder.outcome(tmp_path / "a.mp4")[0] == expected

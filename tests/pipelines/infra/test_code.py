@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from crmt.errors import BadInputError
-from pipelines.command import start_ray
 from pipelines.infra import code
+from pipelines.infra.cluster import start_ray
 from pipelines.infra.code import modules_in, names_code, put_on_path, runtime_env
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,7 +69,7 @@ def test_workers_import_what_was_sent_and_not_the_folder(folder: Path, tmp_path:
     script = f"""
 import sys
 import ray
-from pipelines.command import start_ray
+from pipelines.infra.cluster import start_ray
 start_ray(dashboard=False, code=[{str(folder)!r}])
 
 @ray.remote

@@ -62,7 +62,9 @@ def test_titles_stand_wherever_a_name_is_read(run: Path, page: Page) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     print_summary(run, console)
     printed = console.export_text()
-    assert "Ten" in printed and "Storm" in printed and "best trials, bounded" in printed and "mine:" not in printed
+    assert (
+        "Ten" in printed and "<b>bold</b>" in printed and "best trials, bounded" in printed and "mine:" not in printed
+    )
 
 
 def test_buttons_switch_the_traces_that_they_name(page: Page) -> None:
