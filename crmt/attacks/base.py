@@ -90,9 +90,9 @@ class Attack(ABC):
     """An attack that stays inside a ball. It keeps nothing between calls."""
 
     title: ClassVar[str]
-    """As in tables: "APGD-DLR"."""
+    """Its name in tables and figures: "APGD-DLR"."""
     settings: ClassVar[tuple[str, ...]] = ()
-    """The fields of `AttackSettings` that it takes notice of; results are stored with these alone."""
+    """The fields of `AttackSettings` that it uses; results are stored with these alone."""
     random: ClassVar[bool] = False
     """Whether it takes random numbers from `Call.generator`."""
     uses_start: ClassVar[bool] = True

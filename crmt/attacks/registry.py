@@ -23,7 +23,7 @@ DOOR = Door(
 
 
 def attack_names() -> list[str]:
-    """The names of ours."""
+    """The names of the attacks in this folder."""
     return DOOR.names()
 
 

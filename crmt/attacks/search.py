@@ -20,7 +20,7 @@ from crmt.model import MultiModalModel, evaluating
 from crmt.randomness import warn_if_random
 
 OUTSIDE = 1e-4
-"""By how much an input may lie outside its box: rounding."""
+"""How far an input may lie outside its box, because of rounding."""
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that inputs may have. Below float32 the model sees x + δ in their type; the search computes in float32."""
 _ROUNDING = 1e-5

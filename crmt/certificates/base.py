@@ -28,7 +28,7 @@ class Basis(NamedTuple):
     constants: Any
     """What `radii` computes with: verified Lipschitz constants, estimated ones ..."""
     settings: dict[str, Any]
-    """The same in words that JSON can hold: stored beside every radius."""
+    """The same as JSON can hold it, stored beside every radius."""
 
 
 class IntegrationConstants(NamedTuple):
@@ -48,9 +48,9 @@ class Certificate(ABC):
     """
 
     name: ClassVar[str]
-    """In results: a file's name for ours. Every radius is stored with it."""
+    """Its name in results, stored with every radius; for ours, the name of the file."""
     title: ClassVar[str]
-    """In tables and keys: "smoothing"."""
+    """Its name in tables and keys: "smoothing"."""
     word: ClassVar[str]
     """What its radius may be called: "estimated radius", "certified radius"."""
     sound: ClassVar[bool]
@@ -88,7 +88,7 @@ class Certificate(ABC):
         return f"{self.word} ({100 * (1 - self.alpha):.6g} %)" if self.alpha else self.word
 
     def described(self) -> str:
-        """Its line in the preflight."""
+        """Its line in the preflight: name and meaning."""
         return f"{self.name}: {self.meaning}"
 
     def check_head(self, head: type[Head], method: str) -> None:  # noqa: B027

@@ -28,7 +28,7 @@ Given = str | Mapping[str, Any]
 
 
 def encoder_names() -> list[str]:
-    """The names of ours."""
+    """The names of the encoders in this folder."""
     return DOOR.names()
 
 
@@ -98,7 +98,7 @@ def _of_modality(text: str, name: str) -> str:
 
 
 def _check_arguments(factory: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that the encoder does not take, before it runs: an error inside of it is another matter."""
+    """Refuse arguments that the encoder does not take before it is called, so that errors inside of it stay its own."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # written in C: it says so itself

@@ -55,7 +55,7 @@ def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> t
 
 
 def expected_modalities(data: DataConfig, names: Sequence[str]) -> tuple[Modality, ...]:
-    """The same before anything is decoded: shapes, boxes and spaces as they will be, means 0 and deviations 1.
+    """`modalities_of` before anything is decoded: shapes, boxes and spaces as they will be, means 0 and deviations 1.
 
     Raises:
         BadInputError: a modality that data.modalities does not declare, or a wrong declaration.
@@ -117,15 +117,27 @@ class Clips(Protocol):
     def transform(self) -> Transform: ...
 
     def count(self, split: str) -> int:
-        """Clips of a split, over all ranks."""
+        """The number of clips of a split, over all ranks."""
         ...
 
     def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """One epoch's augmented batches; `batch_size` is global. The last, smaller batch is dropped."""
+        """This rank's share of one epoch's augmented batches. The last, smaller batch is dropped.
+
+        Args:
+            epoch: counted from 1; with the seed it fixes order and augmentation.
+            batch_size: clips in a batch over all ranks.
+            seed: fixes order and augmentation.
+        """
         ...
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
-        """This rank's share of a split, plain; at most `limit` clips over all ranks, chosen by `seed`."""
+        """This rank's share of a split, in a fixed order and without augmentation.
+
+        Args:
+            split: its name.
+            limit: at most this many clips over all ranks; None: all.
+            seed: fixes which.
+        """
         ...
 
 
@@ -195,7 +207,7 @@ class StreamIndex:
     @staticmethod
     def of(cache: ClipCache, names: Sequence[str]) -> StreamIndex:
         read = partial(pq.read_table, columns=["id", "split"], filesystem=cache.folder.filesystem)
-        with ThreadPoolExecutor(READERS) as pool:  # of a remote cache every part is a journey
+        with ThreadPoolExecutor(READERS) as pool:  # a remote cache takes a request for every part
             parts = [table.to_pandas().assign(part=i) for i, table in enumerate(pool.map(read, cache.parts))]
         metas = {m: cache.modalities[m] for m in names}
         return StreamIndex(cache.folder, cache.parts, metas, pd.concat(parts, ignore_index=True))
@@ -283,7 +295,13 @@ def _decode_wanted(
 
 
 def choose_mode(cache: ClipCache, data: DataConfig, store_bytes: int) -> tuple[str, str]:
-    """`memory` or `stream`, and a sentence that says why."""
+    """How clips reach the trials: `memory` or `stream`, and a sentence that says why.
+
+    Args:
+        cache: the decoded set.
+        data: says which way, or how much of the store the set may take.
+        store_bytes: the smallest object store of the nodes that run trials.
+    """
     size, room = cache.nbytes / 2**20, data.memory_share * store_bytes / 2**20
     if data.mode != "auto":
         return data.mode, f"data.mode is {data.mode} ({size:.0f} MiB decoded)"

@@ -15,7 +15,7 @@ from pipelines.config.modality import PATH
 from pipelines.config.schema import AugmentConfig, DataConfig, VideoConfig
 
 Group = tuple[str, int, int, int, int]
-"""Modalities that share their choices: of one column, with the same frames, candidates, size and crop."""
+"""Column, frames, candidates, size and crop: modalities that agree in all of these are cut alike."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,23 @@ class RandomChoices:
     flip: Tensor
     """`(B,)`: whether a clip's pictures are mirrored, all of them alike."""
     time_shift: Tensor
+    """`(B,)`: spectrogram frames by which sound is shifted."""
     gain: Tensor
+    """`(B,)`: added to standardised sound."""
     box: Tensor | None = None
     """`(B, 4)` with augment.scale: top, left, height and width of what is cut out and resized."""
     others: dict[Group, RandomChoices] = field(default_factory=dict)
-    """Those of modalities that are cut otherwise, or lie in another column."""
+    """The choices for modalities that are cut otherwise, or whose files another column names, by group."""
 
     @staticmethod
     def draw(size: int, data: DataConfig, seed: Sequence[int], groups: Iterable[Group | None] = ()) -> RandomChoices:
-        """Draw for a batch.
+        """The choices for a batch.
 
         Args:
-            size: clips.
+            size: clips in the batch.
+            data: says how clips are cut and augmented.
             seed: the same numbers give the same choices.
-            groups: of the modalities, as `group_of` gives them.
+            groups: the groups of all modalities, as `group_of` gives them.
         """
         base = _draw(size, data.video, data.augment, seed)
         others = {}
@@ -57,11 +60,19 @@ class RandomChoices:
         return replace(base, others=others)
 
     def of(self, group: Group | None) -> RandomChoices:
-        """Those of the modalities of a group; None: of data.video and data.audio in `path`."""
+        """The choices for the modalities of a group.
+
+        Args:
+            group: as `group_of` gives it; None: that of data.video and data.audio in `path`.
+        """
         return self if group is None else self.others[group]
 
     def mine(self, place: Placement) -> RandomChoices:
-        """This rank's share of them."""
+        """This rank's share of the choices.
+
+        Args:
+            place: which worker of how many.
+        """
 
         def share(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[place.rank :: place.world_size]
@@ -71,7 +82,13 @@ class RandomChoices:
 
 
 def group_of(column: str, video: VideoConfig | None, data: DataConfig) -> Group | None:
-    """The group of a modality in `column`, whose pictures are cut as `video` says; None: that of the default ones."""
+    """The group of a modality; None for that of the default modalities.
+
+    Args:
+        column: the column that names its file.
+        video: how its pictures are cut; None: it has none.
+        data: says what the default modalities are.
+    """
     own = _group(column, video or data.video)
     return None if own == _group(PATH, data.video) else own
 
@@ -94,7 +111,7 @@ def _draw(size: int, video: VideoConfig, augment: AugmentConfig, seed: Sequence[
 
 
 def _boxes(rng: np.random.Generator, augment: AugmentConfig, side: int, size: int) -> Tensor | None:
-    """Parts of a square: the area even in augment.scale, the ratio in the logarithm of augment.ratio."""
+    """Random parts of a square, `(B, 4)`: the area uniform in augment.scale, the ratio log-uniform in augment.ratio."""
     if augment.scale is None:
         return None
     area = rng.uniform(augment.scale[0], augment.scale[1], size) * side**2

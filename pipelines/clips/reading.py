@@ -23,7 +23,7 @@ _LACKS = ("no_video", "no_audio", "absent")
 
 
 class ClipError(Exception):
-    """A clip that cannot be used: the file at fault, and why."""
+    """A clip that cannot be used: which file, and why."""
 
     def __init__(self, path: str, reason: str, detail: str) -> None:
         super().__init__(path, reason, detail)
@@ -32,11 +32,11 @@ class ClipError(Exception):
 
 @dataclass
 class _File:
-    """A file of a clip, and the modalities that are read from it in one go."""
+    """A file of a clip, and the modalities that are read from it in one pass."""
 
     column: str
     by_media: dict[str, Kind] = field(default_factory=dict)
-    """What `decode_clip` gives of it; empty where `alone` reads it."""
+    """The modalities that `decode_clip` decodes from it; empty where `alone` reads it."""
     alone: Kind | None = None
 
     @property

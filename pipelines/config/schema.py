@@ -56,8 +56,8 @@ class VideoConfig(Section):
     max_seconds: Positive = 3600.0
     """A clip that says it is longer is quarantined as `too_long`."""
     track: TrackNumber = None
-    """Which picture of a clip with several, from 0 and without cover art; left out: the first that is marked default,
-    or the first."""
+    """The number of the video stream to take, from 0, cover art not counted; left out: the first that is marked
+    default, or the first."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> VideoConfig:
@@ -88,7 +88,7 @@ class AudioConfig(Section):
     the log spectrogram of VGGSound's authors, 257 × 1004."""
     sample_rate: Count = 16000
     seconds: Positive = 10.0
-    """Length that is read; shorter sound is padded: with silence (logmel), zeros (fbank), itself (vggsound)."""
+    """Seconds of sound that are read; less is padded: with silence (logmel), zeros (fbank) or itself (vggsound)."""
     n_fft: Count = 1024
     """logmel only, as are window, hop, fmin, fmax and offset."""
     window: Count = 400
@@ -102,7 +102,7 @@ class AudioConfig(Section):
     frames: Count = 1024
     """Spectrogram frames of one input (logmel, fbank); padded or cut at the end."""
     track: TrackNumber = None
-    """Which sound of a clip with several, from 0; left out: the first that is marked default, or the first."""
+    """The number of the audio stream to take, from 0; left out: the first that is marked default, or the first."""
     standardise: Literal["train", "published"] | tuple[float, Positive] = "train"
     """Mean and deviation that batches are standardised with: of the train split, CRMT's for fbank, or these two."""
 
@@ -213,7 +213,7 @@ class DataConfig(Section):
         """The columns of the list of clips that name their files, sorted."""
         return tuple(sorted({m.column for m in self.declared.values()}))
 
-    @model_validator(mode="after")  # of the section, not of the field: a field's error shows what was given
+    @model_validator(mode="after")  # not a check of the field: its error would show all that was given
     def _cache_tells_no_secret(self) -> DataConfig:
         if self.cache is not None and holds_secret(self.cache):
             raise ValueError(

@@ -114,12 +114,12 @@ class TrainConfig(_WithMethodFields):
     """Method and optimisation; and, as fields of their own, the hyperparameters of every method (`train.rho` ...)."""
 
     method: str = "crmt_jt"
-    """One of ours, or `package.module:Name` of your own."""
+    """The name of a method in crmt/methods/, or `package.module:Name` of your own code."""
     options: dict[str, Any] = {}
     """Hyperparameters of a method of your own that none of ours has; searched as `train.options.<name>`."""
     epochs: Count = 140
     batch_size: Count = 64
-    """Global: over all workers of a trial."""
+    """Clips in a batch, over all workers of a trial."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -178,7 +178,7 @@ class AttackConfig(Section):
 
 
 class _CertificateFields(Section):
-    """The settings of one certificate, which says itself what it admits."""
+    """The settings of one certificate, which itself checks their values."""
 
     certificate: ClassVar[str]
 
@@ -226,7 +226,7 @@ class CertifyConfig(_WithCertificateSections):
     audit_attack: AttackName = "auto"
     audit_steps: Count = 20
     audit_restarts: Count = 2
-    """Runs a clip: one from the clip itself, the others from random points inside its radius."""
+    """Runs for each clip: one from the clip itself, the others from random points inside its radius."""
     audit_samples: Annotated[int, Field(ge=0)] = 128
     """Test clips audited; 0 leaves the audit out, and the result says so."""
 
@@ -239,14 +239,14 @@ class SweepConfig(Section):
     """optuna, random, grid or points (those of `start_with`, and no others); one of Ray's own (hyperopt, bayesopt ...);
     or `package.module:Name`, a Searcher or SearchAlgorithm of Ray, or what makes one."""
     algorithm_options: dict[str, Any] = {}
-    """Its arguments; metric, mode, space, start points, seed and concurrency are set by the sweep."""
+    """Arguments of the algorithm; metric, mode, space, start points, seed and concurrency are set by the sweep."""
     start_with: list[dict[str, Any]] = []
     """Points (dotted path: value) that are tried first."""
     scheduler: str = "asha"
     """asha or none; one of Ray's own (hyperband, median_stopping_rule, pbt ...); or `package.module:Name`, a
     TrialScheduler of Ray, or what makes one. Time is counted in epochs."""
     scheduler_options: dict[str, Any] = {}
-    """Its arguments."""
+    """Arguments of the scheduler."""
     loggers: list[str | dict[str, Any]] | None = None
     """json, csv, tensorboardx, mlflow, wandb, comet, aim, or `package.module:Name` of a Tune callback; with arguments
     as {path: wandb, project: mine}. Left out: those that Tune has of itself (json, csv, tensorboardx)."""
@@ -258,7 +258,7 @@ class SweepConfig(Section):
     gpus_per_worker: NonNegative | None = None
     """Left out: 1 where the cluster has GPUs, else 0."""
     max_concurrent: Count | None = None
-    """Trials side by side; default: as many as the cluster holds."""
+    """How many trials run at once; default: as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=0)] = 1
     """How often one trial is started again after a crash."""
     seed: int = 0

@@ -179,7 +179,7 @@ def open_container(
     Args:
         video_track: which picture to take, cover art not counted, from 0; else the first that is marked default, or the
             first of all.
-        sound_track: likewise of the sound.
+        sound_track: the number of the audio stream, likewise.
     """
     header, _ = ask_child({"do": "describe", "path": str(path)}, deadline)
     pictures = [s for s in header["streams"] if s["type"] == "video" and not s["cover"]]
@@ -243,7 +243,7 @@ def _pixels(stream: dict[str, Any] | None) -> tuple[int, int] | None:
 def _declared_end(
     stream: dict[str, Any] | None, start: float, tracks: dict[int, float], longest: float | None, origin: float
 ) -> float | None:
-    """Where a stream ends by its own word, from the clip's start. A tag does not count from there but from 0."""
+    """The second, from the clip's start, at which a stream says that it ends; a tag says it from 0, not from `origin`."""
     if stream is None:
         return None
     if stream["id"] in tracks:

@@ -157,7 +157,7 @@ def _frames(media: Any, stream: Any) -> Iterator[Any]:
 
 
 class Picture:
-    """One stream of pictures, read from its beginning as often as asked for."""
+    """One video stream, read from its beginning as often as asked for."""
 
     def __init__(self, path: str, index: int) -> None:
         self._path, self._index = path, index

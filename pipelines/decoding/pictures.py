@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-"""In any case."""
+"""File extensions of pictures, in upper or lower case."""
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -85,7 +85,7 @@ class PictureReader:
         return list(range(len(self)))
 
     def next(self) -> Picture:
-        """The next one, not yet decoded."""
+        """The next picture, not yet decoded."""
         self._next += 1
         return Picture(self._files[self._next - 1], self._max_pixels)
 

@@ -57,7 +57,7 @@ DTMF = (
     (852, 1336),
     (852, 1477),
 )
-"""Hz of the two tones of each digit (ITU-T Q.23)."""
+"""The frequencies in Hz of the two tones of each digit (ITU-T Q.23)."""
 
 _PER_TASK = 32
 _ENCODE_SECONDS = 60
@@ -70,7 +70,7 @@ class Recipe:
     version: int = 1
     seed: int = 0
     train: int = 1200
-    """Images of the train split; the rest is test."""
+    """Number of images in the train split; the others are test."""
 
     side: int = 32
     digit_side: int = 24
@@ -239,7 +239,7 @@ def _draw_sound(label: int, rng: np.random.Generator, recipe: Recipe) -> NDArray
 
 
 def _pink(white: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The same noise with power falling as 1 / frequency, and unit deviation."""
+    """White noise made pink: its power falls as 1 / frequency; with deviation 1."""
     spectrum = np.fft.rfft(white)
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     spectrum[0] = 0

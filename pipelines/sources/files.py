@@ -100,7 +100,7 @@ def check_names(paths: Iterable[str]) -> None:
 
 
 def existing(paths: Iterable[str]) -> tuple[set[str], list[str]]:
-    """Those of `paths` that exist, and all clip files of their folders; each folder is read once.
+    """The paths that exist, and all clip files of their folders; each folder is read once.
 
     A folder that is not there, or that may not be read, has no files. A pattern with `*` (decoding/pictures.py) exists
     where a picture fits it.

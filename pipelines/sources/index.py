@@ -52,18 +52,18 @@ class Listing:
         return frozenset().union(*(by_column.get(c, frozenset()) for c in (by_column if columns is None else columns)))
 
     def __str__(self) -> str:
-        """What does not fit, in one line; empty where all does."""
+        """The counts of what does not fit, in one line; empty where everything does."""
         return ", ".join(f"{count} {reason}" for reason, count in self.counts().items() if count)
 
     def of_clips(self, ids: Iterable[str]) -> Listing:
-        """The same of these clips alone; what the lists leave out or do not name stays as it is."""
+        """The listing without what it says of other clips; what the lists leave out or do not name stays as it is."""
         kept = frozenset(ids)
         several = {clip: files for clip, files in self.several.items() if clip in kept}
         columns = {column: ids & kept for column, ids in self.missing_in_columns.items()}
         return replace(self, missing=self.missing & kept, missing_in_columns=columns, several=several)
 
     def summary(self) -> dict[str, Any]:
-        """The same as JSON, for a cache's card: the lists, the counts and the notes."""
+        """The lists, the counts and the notes as JSON, for a cache's card."""
         return {"lists": self.lists, "counts": self.counts(), "notes": list(self.notes)}
 
 
@@ -111,7 +111,12 @@ class ClipIndex:
         return hashlib.sha256(json.dumps([list(self.classes), rows]).encode()).hexdigest()
 
     def limited(self, n: int, seed: int) -> ClipIndex:
-        """At most `n` clips of each split, seeded; classes are kept as equal as they can be."""
+        """An index of some of the clips, with classes as equal as they can be.
+
+        Args:
+            n: at most this many clips of each split.
+            seed: fixes which.
+        """
         order = np.random.default_rng([seed, 1]).permutation(len(self.clips))
         shuffled = self.clips.iloc[order]
         # every class gives its first clip, then its second ...

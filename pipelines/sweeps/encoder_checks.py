@@ -20,17 +20,17 @@ from pipelines.clips.batches import expected_modalities
 from pipelines.config.schema import DataConfig
 
 INPUTS = 2
-"""The fewest that batch normalisation trains on."""
+"""The smallest batch that batch normalisation trains on."""
 
 
 def check_encoder(data: DataConfig, modality: str, given: Given, features: int, *, verify: bool, seed: int) -> None:
-    """Build an encoder and run one batch of random inputs through it, there and back.
+    """Build an encoder and run one batch of random inputs through it, forwards and backwards.
 
     Args:
         data: says which shape the modality will have.
         given: a value of `model.encoders.<modality>`.
         verify: whether an encoder of the user's own must be 1-Lipschitz, as the certificate `lipschitz` verifies it.
-        seed: of the weights and of the inputs.
+        seed: fixes weights and inputs.
 
     Raises:
         BadInputError: one line that names the field, and what of this the encoder does not do.
@@ -49,7 +49,7 @@ def check_certified(certificate: Certificate, modality: str, given: Given) -> No
     """Refuse an encoder that a certificate does not vouch for, by what the encoder says of itself.
 
     Raises:
-        BadInputError: it does not say that it is 1-Lipschitz where the certificate needs that, or there is none such.
+        BadInputError: there is no such encoder, or it does not say that it is 1-Lipschitz where that is needed.
     """
     with _naming(modality):
         name, _ = split_arguments(given)

@@ -1,4 +1,4 @@
-"""Every run from settings to clips at hand: what is wrong is said before anything costs time."""
+"""Every run from its settings to decoded clips: what is wrong is said before anything costs time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipelines.sweeps.search import check_search
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What is asked of a run beside its configuration."""
+    """What a command asks of a run beside its configuration."""
 
     kind: str
     """`sweep`, `train` or `evaluation`, in the run's card and in its folder's name."""
@@ -51,10 +51,10 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run with its folder open and its clips at hand."""
+    """A run whose folder is open and whose clips are decoded."""
 
     config: RunConfig
-    """With `sweep.gpus_per_worker` as a number."""
+    """The configuration, with `sweep.gpus_per_worker` as a number."""
     plan: Plan
     source: ClipSource
     given: TrialInput
@@ -71,7 +71,7 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
     Nothing is started or decoded before settings, the output folder and lists are checked.
 
     Args:
-        config: of the run; of one that goes on, its own.
+        config: the run's; for a run that goes on, the one that it was started with.
         request: the kind of run, and where it goes.
         console: takes the plan and what is said about the clips.
 

@@ -23,13 +23,13 @@ from pipelines.trials.sessions import Session
 
 
 def stage_of(method: Method | type[Method]) -> str:
-    """The stage that a finished model of a method is of."""
+    """The stage after which a method's model is finished."""
     return "step2" if method.step2 else "step1"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trained model with what measuring it rests on: τ̂ and the scores of the training split, all ranks together."""
+    """A trained model with what its measures need: τ̂ and the scores of the training split, all ranks together."""
 
     config: RunConfig
     given: TrialInput
@@ -46,10 +46,10 @@ class Evaluation:
 
         Args:
             model: trained, on the session's device.
-            config: of the trial.
+            config: the trial's.
             given: what all trials of the run share.
             clips: as this rank sees them.
-            session: through which ranks put their shares together.
+            session: gathers what the ranks computed on their shares.
         """
         session.progress("τ", 0.0)
         constants = _constants(model, config, clips, session)
@@ -60,12 +60,12 @@ class Evaluation:
     def measure(
         self, stage: str, final: bool, *, balls: tuple[str, ...] | None = None, more: Rows | None = None
     ) -> Measured:
-        """Measure the model as it stands on the test split, and store the rows.
+        """Measure the model as it is now on the test split, and store the rows.
 
         Args:
             stage: `step1` or `step2`.
             final: whether this stage's model is the one that is saved.
-            balls: narrows the attacks of the configuration.
+            balls: attack in these balls only; None: in all of the configuration.
             more: further rows of the table `metrics`.
         """
         session = self.session
@@ -82,7 +82,15 @@ class Evaluation:
 def write_rows(
     given: TrialInput, session: Session, table: str, rows: list[dict[str, Any]], stage: str | None = None
 ) -> None:
-    """Rank 0 puts a trial's rows of one table (and stage) into the store, in the place of earlier ones."""
+    """Store a trial's rows of one table, in place of earlier ones; done by rank 0 alone.
+
+    Args:
+        given: what all trials of the run share.
+        session: this rank's.
+        table: its name.
+        rows: without the column `trial_id`.
+        stage: `step1` or `step2`; None for tables without stages.
+    """
     if session.place.rank:
         return
     trial_id = session.trial_id
@@ -108,10 +116,10 @@ class SavedModel:
     """A saved model, as it travels to the workers that measure it."""
 
     folder: Path
-    """Where it was read from."""
+    """The folder that it was read from."""
     spec: ModelSpec
     weights: dict[str, Tensor]
-    """Its state, on the CPU."""
+    """The model's state dictionary, on the CPU."""
     card: dict[str, Any]
 
     def build(self) -> MultiModalModel:
@@ -122,7 +130,7 @@ class SavedModel:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a row of `trials` says about it."""
+        """What a row of `trials` says about the saved model."""
         return {"weights_sha256": self.card["weights_sha256"], "model": str(self.folder.resolve())}
 
 
@@ -135,7 +143,7 @@ def evaluate_saved(
         config: says how the model was trained and how it is measured now.
         given: what all trials of the run share.
         clips: standardised as the model's own training clips were; τ̂ is estimated anew on those of train.
-        session: of this rank.
+        session: this rank's.
         saved: the model.
 
     Raises:

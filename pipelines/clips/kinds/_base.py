@@ -34,10 +34,10 @@ class Kind(ABC):
     """One modality of a configuration, of some kind.
 
     Args:
-        name: of the modality.
-        column: of the list of clips; it names the file.
-        kind: as the configuration gives it.
-        settings: the kind's own, validated.
+        name: the modality's name.
+        column: the column of the list of clips that names its file.
+        kind: the kind's name, as the configuration gives it.
+        settings: an instance of `Settings`, validated.
         data: the whole section of the configuration.
     """
 
@@ -50,13 +50,18 @@ class Kind(ABC):
     Settings: ClassVar[type[Section]]
     """The kind's settings: a pydantic section."""
     standardised: ClassVar[bool] = False
-    """Whether batches are standardised, so that budgets and radii are in standardised units; else the model does it."""
+    """Whether batches come standardised, so that budgets and radii are in those units; else the model standardises."""
     media: ClassVar[Literal["video", "audio", "flow"] | None] = None
-    """What `decode_clip` gives of one file, together with the others of that file; None: `read` reads it alone."""
+    """What `decode_clip` decodes, in one pass over a file for all its modalities; None: `read` reads the file."""
 
     @classmethod
     def settings_of(cls, given: ModalityConfig, data: DataConfig) -> Section:
-        """The settings that were given, validated."""
+        """The settings of a modality, validated.
+
+        Args:
+            given: what the configuration says of the modality.
+            data: the section around it, whose defaults some kinds begin from.
+        """
         del data
         return cls.Settings.model_validate(given.settings)
 
@@ -84,7 +89,7 @@ class Kind(ABC):
 
     @property
     def jpeg_quality(self) -> int:
-        """1 to 100, of those JPEGs."""
+        """The quality of those JPEGs, 1 to 100."""
         return (self.pictures or self.data.video).jpeg_quality
 
     def decides_bytes(self) -> dict[str, Any]:
@@ -96,7 +101,7 @@ class Kind(ABC):
 
         Args:
             file: its path.
-            seconds: that are left of data.decode_timeout.
+            seconds: what is left of data.decode_timeout.
 
         Raises:
             DecodeError: the file cannot be used.
@@ -114,16 +119,20 @@ class Kind(ABC):
 
     @property
     def statistics_axis(self) -> int | None:
-        """Axis of `shape` that statistics are taken by; None: one of all values."""
+        """The axis of `shape` that has a mean and a deviation for each index; None: one of each for all values."""
         return None
 
     @property
     def unit(self) -> tuple[float, float]:
-        """`(lowest, scale)`: a stored value s is (s - lowest) / scale to the model."""
+        """`(lowest, scale)`: a model sees a stored value s as (s - lowest) / scale."""
         return 0.0, 1.0
 
     def with_constants(self, meta: ModalityMeta) -> ModalityMeta:
-        """The statistics with constants of the configuration in their place, where it gives some."""
+        """The statistics, replaced by the constants that the configuration gives, if it gives any.
+
+        Args:
+            meta: with the statistics of the train split.
+        """
         return meta
 
     # ---- as a model takes it

@@ -49,7 +49,7 @@ class Pictures(Kind):
         return 0.0, 255.0
 
     def decides_bytes(self) -> dict[str, Any]:
-        return self.settings.model_dump(exclude={"crop"})  # which batches apply
+        return self.settings.model_dump(exclude={"crop"})  # batches are cropped, stored frames are not
 
     def modality(self, meta: ModalityMeta) -> Modality:
         shape = (self.pictures.frames, self.channels, self.pictures.crop, self.pictures.crop)
@@ -64,11 +64,20 @@ class Pictures(Kind):
         )
 
     def to_unit(self, stored: Tensor) -> Tensor:
-        """Bytes, as floats, to [0, 1]."""
+        """Stored values as floats to [0, 1].
+
+        Args:
+            stored: bytes in a float type, of any shape.
+        """
         return stored / 255
 
     def mirrored(self, values: Tensor, flip: Tensor) -> Tensor:
-        """What else changes in clips that were mirrored, `flip` (B,)."""
+        """What else changes where a clip is mirrored, such as the sign of motion.
+
+        Args:
+            values: `(B, T, C, crop, crop)` in [0, 1], mirrored already.
+            flip: which clips, `(B,)`, bool.
+        """
         del flip
         return values
 
@@ -81,6 +90,8 @@ class Pictures(Kind):
         frames = torch.arange(video.frames) * video.candidates + middle
         if choices is not None and choices.box is not None:
             rows = torch.arange(count, device=stored.device)[:, None]
+            # resizing needs floats, so the mirror works on its result; a plain crop, below, picks bytes by index,
+            # mirrored in the same pass, and only the picked ones become floats
             values = self.to_unit(_resized(stored[rows, frames.to(stored.device)].float(), choices.box, video.crop))
             flip = choices.flip.to(stored.device)
             values = torch.where(flip[:, None, None, None, None], values.flip(-1), values)

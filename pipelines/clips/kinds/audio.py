@@ -48,7 +48,7 @@ class Audio(Kind):
         return np.dtype(np.float16)
 
     def decides_bytes(self) -> dict[str, Any]:
-        return self.sound.model_dump(exclude={"standardise"})  # which batches apply
+        return self.sound.model_dump(exclude={"standardise"})  # batches are standardised, stored sound is not
 
     def with_constants(self, meta: ModalityMeta) -> ModalityMeta:
         given = self.sound.standardise
@@ -68,6 +68,7 @@ class Audio(Kind):
         if choices is None:
             return standard
         frames = standard.shape[-1]
+        # shift in time: column t shows what column t + shift held; past an end, the column at that end is repeated
         columns = (torch.arange(frames)[None] + choices.time_shift[:, None]).clamp(0, frames - 1).to(stored.device)
         shifted = standard.gather(3, columns[:, None, None, :].expand_as(standard))
         return shifted + choices.gain.to(stored.device)[:, None, None, None]
