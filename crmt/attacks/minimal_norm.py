@@ -131,8 +131,8 @@ class _Nearest:
         """Look once more, at the whole batch. Rounding differs with the size of a batch, and these points lie on the
         boundary: where the prediction holds, the point before the bisection is taken, and where it holds there, none.
         """
-        nothing = {m: torch.zeros_like(d) for m, d in self.deltas.items()}, torch.full_like(self.radius, float("inf"))
-        for deltas, radius in (self.before, nothing):
+        unmoved = {m: torch.zeros_like(d) for m, d in self.deltas.items()}, torch.full_like(self.radius, float("inf"))
+        for deltas, radius in (self.before, unmoved):
             held = (self.search.margins(self.deltas) > 0) & self.radius.isfinite()
             if not bool(held.any()):
                 return

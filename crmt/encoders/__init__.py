@@ -39,7 +39,10 @@ def is_foreign(given: Given) -> bool:
 
 
 def find_encoder(name: str) -> Callable[..., nn.Module]:
-    """What builds the encoder of that name.
+    """The class or function that builds an encoder.
+
+    Args:
+        name: one of `encoder_names()`, `timm:NAME`, or `package.module:Name` of the user's own code.
 
     Raises:
         BadInputError: no such encoder; the message lists ours.
@@ -56,7 +59,7 @@ def find_encoder(name: str) -> Callable[..., nn.Module]:
 
 
 def declared_lipschitz(name: str) -> bool:
-    """Whether what builds the encoder `name` says of it that it is 1-Lipschitz: what the certificate asks first."""
+    """Whether an encoder's class or function says that it is 1-Lipschitz. The certificate verifies it later."""
     return bool(getattr(find_encoder(name), "lipschitz", False))
 
 

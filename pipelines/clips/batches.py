@@ -81,6 +81,10 @@ class ClipTable:
 def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
     """Decode the whole cache in Ray Data tasks.
 
+    Args:
+        cache: the decoded set.
+        names: the modalities that are wanted.
+
     Raises:
         BadInputError: the cache holds no clip.
     """

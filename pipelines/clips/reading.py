@@ -59,10 +59,10 @@ def read_clip(
     """Decode one clip.
 
     Args:
-        clip: its row of the index: the columns that the kinds name.
+        clip: column to file, for the columns that the kinds name.
         kinds: the modalities that are wanted.
         data: how they are decoded.
-        tracks: counts the track that was taken of each file that has several of a kind.
+        tracks: counts, for files with several streams of a kind, which one was taken.
 
     Returns:
         By modality, the array that is stored; None for one that the clip lacks and may lack.

@@ -91,7 +91,7 @@ class FrameProcess:
         self._running()
 
     def close(self) -> int | None:
-        """End the child; what it ended with, where it did so itself."""
+        """End the child; returns its exit code if it had ended by itself."""
         process, self._process = self._process, None
         if process is None:
             return None

@@ -22,13 +22,17 @@ LEFT_OUT = ("id", "split", "reason", "detail")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Listing:
-    """What lay behind an index: the lists that were read, and what did not fit together.
+    """What an index was made from: the lists that were read, and what in them and on disk does not fit together.
 
-    `lists`: list file to the SHA-256 of its bytes. `missing`: ids of clips that no file was found for (they stay in the
-    index, and ingest quarantines them). `missing_in_columns`: the same of the other columns that data.modalities names,
-    where the list names a file there. `unlisted`: clip files that no list names. `several`: id to the files that it
-    fits, the first of which is taken. `left_out`: rows of the lists that are not in the index (id, split, reason,
-    detail), reason `overlap` or `repeated`. `notes`: how the lists were understood, for people.
+    Args:
+        lists: list file to the SHA-256 of its bytes.
+        missing: ids of clips without a file; they stay in the index, and ingest quarantines them.
+        missing_in_columns: column of data.modalities to the ids of clips whose file there does not exist.
+        unlisted: clip files that no list names.
+        several: id to the files that it fits, the first of which is taken.
+        left_out: rows of the lists that are not in the index (id, split, reason, detail); the reason is `overlap` or
+            `repeated`.
+        notes: sentences on how the lists were understood.
     """
 
     lists: dict[str, str] = field(default_factory=dict)
@@ -47,7 +51,11 @@ class Listing:
         return {**{str(k): int(v) for k, v in reasons.items()}, **counts}
 
     def missing_in(self, columns: Iterable[str] | None = None) -> frozenset[str]:
-        """Ids of clips without some file that the list names in one of these columns; in any where None."""
+        """Ids of clips that lack a file which the list names.
+
+        Args:
+            columns: look in these columns only; None: in all.
+        """
         by_column = {PATH: self.missing, **self.missing_in_columns}
         return frozenset().union(*(by_column.get(c, frozenset()) for c in (by_column if columns is None else columns)))
 

@@ -90,16 +90,16 @@ def _check_batch(name: str, encoder: nn.Module, modality: Modality, features: in
 
 
 def _check_gradient(name: str, found: Tensor, x: Tensor) -> None:
-    """Attacks and the estimate of τ follow the gradient to the input."""
-    nothing = f"{name}: no gradient reaches its input, which attacks and radii need: leave out no_grad and detach"
+    """Refuse an encoder that passes no gradient to its input: attacks and the estimate of τ follow it."""
+    no_gradient = f"{name}: no gradient reaches its input, which attacks and radii need: leave out no_grad and detach"
     if not found.requires_grad:
-        raise BadInputError(nothing)
+        raise BadInputError(no_gradient)
     try:
         (gradient,) = torch.autograd.grad((found * torch.randn_like(found)).sum(), x, allow_unused=True)
     except Exception as error:
         raise BadInputError(f"{name}: its gradient fails: {one_line(error)}") from error
     if gradient is None or not bool(gradient.any()):
-        raise BadInputError(nothing)
+        raise BadInputError(no_gradient)
     if not bool(gradient.isfinite().all()):
         raise BadInputError(f"{name}: its gradient by the input is NaN or infinite on random inputs")
 
