@@ -14,7 +14,7 @@ from pipelines.clips.placement import Placement
 from pipelines.config.modality import PATH
 from pipelines.config.schema import AugmentConfig, DataConfig, VideoConfig
 
-Group = tuple[str, int, int, int, int]
+ChoiceGroup = tuple[str, int, int, int, int]
 """Column, frames, candidates, size and crop: modalities that agree in all of these are cut alike."""
 
 
@@ -34,11 +34,13 @@ class RandomChoices:
     """`(B,)`: added to standardised sound."""
     box: Tensor | None = None
     """`(B, 4)` with augment.scale: top, left, height and width of what is cut out and resized."""
-    others: dict[Group, RandomChoices] = field(default_factory=dict)
+    others: dict[ChoiceGroup, RandomChoices] = field(default_factory=dict)
     """The choices for modalities that are cut otherwise, or whose files another column names, by group."""
 
     @staticmethod
-    def draw(size: int, data: DataConfig, seed: Sequence[int], groups: Iterable[Group | None] = ()) -> RandomChoices:
+    def draw(
+        size: int, data: DataConfig, seed: Sequence[int], groups: Iterable[ChoiceGroup | None] = ()
+    ) -> RandomChoices:
         """The choices for a batch.
 
         Args:
@@ -59,7 +61,7 @@ class RandomChoices:
             others[group] = replace(_draw(size, video, data.augment, own), flip=base.flip)
         return replace(base, others=others)
 
-    def of(self, group: Group | None) -> RandomChoices:
+    def of(self, group: ChoiceGroup | None) -> RandomChoices:
         """The choices for the modalities of a group.
 
         Args:
@@ -81,7 +83,7 @@ class RandomChoices:
         return RandomChoices(**kept, others={group: choices.mine(place) for group, choices in self.others.items()})  # type: ignore[arg-type]
 
 
-def group_of(column: str, video: VideoConfig | None, data: DataConfig) -> Group | None:
+def group_of(column: str, video: VideoConfig | None, data: DataConfig) -> ChoiceGroup | None:
     """The group of a modality; None for that of the default modalities.
 
     Args:
@@ -93,7 +95,7 @@ def group_of(column: str, video: VideoConfig | None, data: DataConfig) -> Group 
     return None if own == _group(PATH, data.video) else own
 
 
-def _group(column: str, video: VideoConfig) -> Group:
+def _group(column: str, video: VideoConfig) -> ChoiceGroup:
     return (column, video.frames, video.candidates, video.size, video.crop)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from crmt.modality import Modality
 from pipelines.clips.cache import ClipCache
 from pipelines.clips.kinds import Kind, kinds_of
-from pipelines.clips.random_choices import Group, RandomChoices, group_of
+from pipelines.clips.random_choices import ChoiceGroup, RandomChoices, group_of
 from pipelines.clips.rows import present_column
 from pipelines.config.schema import DataConfig
 
@@ -49,7 +49,7 @@ class Transform:
         return kinds_of(self.data)
 
     @cached_property
-    def groups(self) -> dict[str, Group | None]:
+    def groups(self) -> dict[str, ChoiceGroup | None]:
         """Modality to the group whose random choices it shares."""
         return {name: group_of(kind.column, kind.pictures, self.data) for name, kind in self.kinds.items()}
 

@@ -167,7 +167,7 @@ def _by_reader(request: dict[str, Any], reader: Any) -> tuple[dict[str, Any], li
 
 def _by_pyav(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
     """The clip is decoded once where its packets tell its frames' times beforehand, as most do, else twice."""
-    picture = media.Picture(request["path"], request["track"])
+    picture = media.VideoStream(request["path"], request["track"])
     stamps = picture.packet_stamps()
     if not request["wanted"] and len(stamps):
         return {"end": end_of(stamps[0], stamps[-1], len(stamps), request["start"])}, []

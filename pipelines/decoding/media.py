@@ -156,7 +156,7 @@ def _frames(media: Any, stream: Any) -> Iterator[Any]:
         raise BrokenStreamError(f"{errors} of {packets} packets of the picture cannot be decoded")
 
 
-class Picture:
+class VideoStream:
     """One video stream, read from its beginning as often as asked for."""
 
     def __init__(self, path: str, index: int) -> None:

@@ -26,7 +26,7 @@ FOREIGN_LOOK = (HUES[-1], FOREIGN_MARKS[0])
 
 
 @dataclass(frozen=True)
-class Certificate:
+class CertificateWords:
     """What a report says of one kind of radius; one that nobody described is not called sound."""
 
     title: str
@@ -52,7 +52,7 @@ class Names:
 
     methods: Mapping[str, str]
     attacks: Mapping[str, str]
-    certificates: Mapping[str, Certificate]
+    certificates: Mapping[str, CertificateWords]
     looks: Mapping[str, tuple[str, str]]
     """method: its colour and its mark."""
 
@@ -73,9 +73,9 @@ class Names:
         what = "the strongest of all joint attacks (auto)" if name == "auto" else f"joint {self.attack(name)}"
         return f"{what} with ℓ2 budget {epsilon:g}"
 
-    def certificate(self, name: str) -> Certificate:
+    def certificate(self, name: str) -> CertificateWords:
         """What is said of its radii."""
-        return self.certificates.get(name) or Certificate(title=name, word=name, column=name, clips=name)
+        return self.certificates.get(name) or CertificateWords(title=name, word=name, column=name, clips=name)
 
     def colour(self, method: Any) -> str:
         """The same colour for a method in every figure; hues repeat, with another mark."""
@@ -123,10 +123,10 @@ def _titles(found: Any) -> dict[str, str]:
     return {k: v for k, v in found.items() if isinstance(v, str) and v} if isinstance(found, dict) else {}
 
 
-def _certificates(found: Any) -> dict[str, Certificate]:
+def _certificates(found: Any) -> dict[str, CertificateWords]:
     """Ours and the card's, each with a word of its own, so that no column of a table mixes kinds of radii."""
     given = {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
-    certificates: dict[str, Certificate] = {}
+    certificates: dict[str, CertificateWords] = {}
     for name in in_order("certificates", {*OURS["certificates"], *given}):
         ours, said = OURS["certificates"].get(name, {}), given.get(name, {})
         kept = {k: said[k] for k in ("title", "word", "meaning") if isinstance(said.get(k), str)}
@@ -138,7 +138,7 @@ def _certificates(found: Any) -> dict[str, Certificate]:
         word += f" ({name})" if word in {other.word for other in certificates.values()} else ""
         # our sentences say our own word, so they do not fit a certificate that has another
         own = {"meaning": ours["meaning"]} if word == ours.get("word") else {"curve": "", "clips": word}
-        certificates[name] = Certificate(**fields | own | {"word": word})
+        certificates[name] = CertificateWords(**fields | own | {"word": word})
     return certificates
 
 

@@ -21,7 +21,7 @@ def exact_arithmetic(config: RunConfig) -> None:
 
 
 @dataclass(frozen=True)
-class ClipStore:
+class TrialClipStore:
     """What certificates that look at one clip after the other have found, so that a trial that was stopped goes on."""
 
     store: ResultsStore

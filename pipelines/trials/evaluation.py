@@ -17,7 +17,7 @@ from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
-from pipelines.trials.certify import ClipStore, exact_arithmetic
+from pipelines.trials.certify import TrialClipStore, exact_arithmetic
 from pipelines.trials.measure import Measured, Measurement, Rows
 from pipelines.trials.sessions import Session
 
@@ -28,7 +28,7 @@ def stage_of(method: Method | type[Method]) -> str:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TrialEvaluation:
     """A trained model with what its measures need: τ̂ and the scores of the training split, all ranks together."""
 
     config: RunConfig
@@ -41,7 +41,9 @@ class Evaluation:
     """Cached scores, on the CPU: what step 2 works on."""
 
     @staticmethod
-    def of(model: MultiModalModel, config: RunConfig, given: TrialInput, clips: Clips, session: Session) -> Evaluation:
+    def of(
+        model: MultiModalModel, config: RunConfig, given: TrialInput, clips: Clips, session: Session
+    ) -> TrialEvaluation:
         """Estimate τ̂ on `train.tau_samples` training clips, and predict the training split.
 
         Args:
@@ -55,7 +57,7 @@ class Evaluation:
         constants = _constants(model, config, clips, session)
         mine = predict(model, clips.ordered("train"), missing=False)
         training = Predictions.concatenated(session.gather(mine))
-        return Evaluation(config, given, clips, session, model, constants, training)
+        return TrialEvaluation(config, given, clips, session, model, constants, training)
 
     def measure(
         self, stage: str, final: bool, *, balls: tuple[str, ...] | None = None, more: Rows | None = None
@@ -69,7 +71,7 @@ class Evaluation:
             more: further rows of the table `metrics`.
         """
         session = self.session
-        stored = ClipStore(ResultsStore(self.given.run / "results"), session.trial_id, session.place.rank)
+        stored = TrialClipStore(ResultsStore(self.given.run / "results"), session.trial_id, session.place.rank)
         measurement = Measurement(self.config, self.clips, session.gather, session.progress, stored=stored)
         reference = self.training.mean_contributions(self.model.head)
         measured = measurement(self.model, self.constants, reference, stage, final, balls=balls)
@@ -152,7 +154,7 @@ def evaluate_saved(
     exact_arithmetic(config)
     model = saved.build().to(session.place.device)
     stage = str(saved.card.get("stage") or stage_of(method_class(config.train.method)))
-    Evaluation.of(model, config, given, clips, session).measure(stage, True)
+    TrialEvaluation.of(model, config, given, clips, session).measure(stage, True)
     report = {"finished": True, "epoch": config.train.epochs, **saved.identity}
     session.progress("finished", 1.0)
     session.report(report, None)

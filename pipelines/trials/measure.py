@@ -18,7 +18,7 @@ from crmt.modality import Batch
 from crmt.model import MultiModalModel
 from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
-from pipelines.trials.certify import ClipStore
+from pipelines.trials.certify import TrialClipStore
 
 Rows = list[dict[str, Any]]
 Gather = Callable[[Any], list[Any]]
@@ -102,7 +102,7 @@ class Measurement:
     gather: Gather
     progress: PhaseProgress
     split: str = "test"
-    stored: ClipStore | None = None
+    stored: TrialClipStore | None = None
     """Keeps what certificates found, clip by clip, so that a stopped trial goes on there."""
 
     def __call__(

@@ -40,7 +40,7 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows under one heading; where methods are many, the groups of one `table` share a table."""
 
     title: str
@@ -112,7 +112,7 @@ def _tile(data: RunData, trial_id: str) -> tuple[str, str, list[tuple[str, str]]
     return (attacked, f"under {data.names.attack_with_budget(data.attack, epsilon)}", tested + chosen)
 
 
-def _groups(data: RunData) -> list[Group]:
+def _groups(data: RunData) -> list[RowGroup]:
     """Everything that is compared, under headings; each certificate has headings of its own.
 
     The order is that in which people ask: clean, what one modality gives, what a missing one costs, attacked, radii.
@@ -132,10 +132,10 @@ def _groups(data: RunData) -> list[Group]:
     ]
     ball = f"Under attack in the joint ℓ2 ball: {data.names.attack(data.attack)} ({data.space_of(JOINT)})"
     groups = [
-        Group("Without attack", [ComparisonRow("Clean accuracy", metric("clean_accuracy"))], WITHOUT_ATTACK),
-        Group("One modality alone", alone, WITHOUT_ATTACK),
-        Group("A modality missing (replaced by its mean)", missing, WITHOUT_ATTACK),
-        Group(ball, attacked, ball),
+        RowGroup("Without attack", [ComparisonRow("Clean accuracy", metric("clean_accuracy"))], WITHOUT_ATTACK),
+        RowGroup("One modality alone", alone, WITHOUT_ATTACK),
+        RowGroup("A modality missing (replaced by its mean)", missing, WITHOUT_ATTACK),
+        RowGroup(ball, attacked, ball),
     ]
     # a run of one modality has no ratio: whatever the label says, its row has no numbers and falls out below
     ratio = Markup("Mean η<sup>{}</sup>\u00a0/\u00a0η<sup>{}</sup>").format(*[*modalities, "", ""][:2])
@@ -144,13 +144,15 @@ def _groups(data: RunData) -> list[Group]:
         word = data.certificate_name(certificate)
         title = f"Mean {word} ℓ2 radius"
         radii = [(b, [data.mean_radius(t, certificate, b) for t in best]) for b in balls]
-        groups.append(Group(title, [ComparisonRow(capital(b), r, False, data.space_of(b)) for b, r in radii], title))
+        groups.append(RowGroup(title, [ComparisonRow(capital(b), r, False, data.space_of(b)) for b, r in radii], title))
         indicator = f"Vulnerability indicator, ratio between the modalities · {word}"
         groups.append(
-            Group(indicator, [ComparisonRow(ratio, metric("indicator_ratio", None, certificate), False)], title)
+            RowGroup(indicator, [ComparisonRow(ratio, metric("indicator_ratio", None, certificate), False)], title)
         )
         if certificate in data.by_chance:
             counts = [data.abstained(t, certificate) for t in best]
             shares = [wilson(*count) if count else MISSING for count in counts]
-            groups.append(Group(f"Abstentions · {word}", [ComparisonRow("Abstained, share of clips", shares)], title))
-    return [Group(g.title, [row for row in g.rows if row.has_numbers], g.table) for g in groups]
+            groups.append(
+                RowGroup(f"Abstentions · {word}", [ComparisonRow("Abstained, share of clips", shares)], title)
+            )
+    return [RowGroup(g.title, [row for row in g.rows if row.has_numbers], g.table) for g in groups]
