@@ -29,7 +29,7 @@ OVERSAMPLING = 8
 LARGEST_OFFSET = 1e2
 """The longest vector that a float32 layer may map 0 to: rounding grows with it, even where the head ignores it."""
 STARTS, ITERATIONS = 4, 50
-"""Of the power iteration: random starts, and steps at most."""
+"""Random starts of the power iteration, and the most steps that it takes."""
 ROUNDING = {torch.float64: 1e-13, torch.float32: 5e-5}
 """This times (1 + the scale of the scores) is taken from every margin: the certificate holds in exact arithmetic, and
 the model runs in rounded. On avdigits float32 moves a logit by up to 2e-6, here and at the attacked input. Other types
