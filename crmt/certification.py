@@ -21,7 +21,7 @@ from crmt.progress import Progress, silent
 
 Row = dict[str, Any]
 Batches = Callable[[int | None], Iterable[Batch]]
-"""The first clips of a test set, this many (all of them for None), in a fixed order; called more than once."""
+"""From a number of clips to the first ones of a test set (None: all), in a fixed order; called more than once."""
 AuditedClips = dict[str, dict[str, tuple[bool, bool]]]
 """Ball to clip id to (audited, violated)."""
 
@@ -32,10 +32,23 @@ class ClipStore(Protocol):
     """Keeps what a `ClipCertificate` finds, clip by clip, so that an evaluation that was stopped goes on."""
 
     def done(self, certificate: str, digest: str, settings: str) -> Mapping[str, Row]:
-        """Results by clip id of this very model (its SHA-256) and these very settings, of every worker."""
+        """The results of every worker by clip id.
+
+        Args:
+            certificate: its name.
+            digest: SHA-256 of the model's weights; results of other weights are left out.
+            settings: JSON of the certificate's settings; results of others are left out.
+        """
 
     def save(self, certificate: str, digest: str, settings: str, results: Mapping[str, Row]) -> None:
-        """Keep results by clip id in place of this worker's earlier ones."""
+        """Keep results in place of this worker's earlier ones.
+
+        Args:
+            certificate: as in `done`, like `digest` and `settings`.
+            digest: SHA-256 of the model's weights.
+            settings: JSON of the certificate's settings.
+            results: by clip id.
+        """
 
 
 def alone(value: Any) -> list[Any]:
@@ -50,10 +63,10 @@ def quiet(phase: str, clips: int | None, passes: int) -> Progress:  # noqa: ARG0
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What runs an evaluation: one worker or several, which each hold a share of the clips; a display; a store."""
+    """What an evaluation runs on: the workers, each with a share of the clips; a display of progress; a store."""
 
     gather: Callable[[Any], list[Any]] = alone
-    """A value of this worker to those of all workers, in their order."""
+    """From a value of this worker to the list of all workers' values, in their order."""
     progress: Callable[[str, int | None, int], Progress] = quiet
     """(phase, clips or None for all, how often each is gone through) to a counter of clips."""
     store: ClipStore | None = None
@@ -66,7 +79,7 @@ class Certified:
     certificate: Certificate
     radii: Radii
     ids: tuple[str, ...]
-    """N of them; empty where the batches have none."""
+    """N ids; running numbers where the batches have none."""
     labels: list[int]
     predicted: list[int]
     """-1 where a smoothed classifier abstained."""
@@ -150,6 +163,7 @@ class Certifier:
         """One certificate's radii.
 
         Args:
+            certificate: of any kind.
             predictions: of the whole test set, all workers' together.
             tau: τ̂ from training clips; None is refused by certificates that need it.
 
@@ -249,5 +263,5 @@ class Certifier:
 
 
 def _ids(ids: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """Of clips without ids, their running numbers."""
+    """The ids; where there are none, running numbers in their place."""
     return ids or tuple(str(i) for i in range(count))

@@ -25,7 +25,7 @@ _STATE = "state.safetensors"
 _STATE_CARD = "state.json"
 FORMAT = 1
 _SAME = "same"
-"""In a file's metadata: JSON of further names of tensors to the names that they are written under."""
+"""A key of a file's metadata: JSON from further names of tensors to the names that they are written under."""
 
 
 def sha256_of(path: Path) -> str:
@@ -66,7 +66,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if first != name:
             same[name] = first
         else:
-            # of views into one memory, and of expanded tensors, what they show is written
+            # a view or an expanded tensor is written as its values, not as the memory behind it
             own[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     temporary = path.with_name(f".{path.name}.tmp")
     save_file(own, temporary, {_SAME: json.dumps(same)} if same else None)
@@ -83,7 +83,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _tie(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Let names of one tensor in `tensors` be one parameter, or buffer, of the model again."""
+    """Make names that share a tensor in `tensors` share one parameter, or buffer, of the model again."""
     firsts: dict[int, str] = {}
     for name, value in tensors.items():
         first = firsts.setdefault(id(value), name)
@@ -207,7 +207,12 @@ def _first_line(error: Exception) -> str:
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write what `EpochResult.state()` gave: parameters, the method's companion, the optimiser's tensors, the epoch."""
+    """Write a training state: parameters, the method's companion, the optimiser's tensors, the epoch.
+
+    Args:
+        folder: made where there is none.
+        state: what `EpochResult.state()` gave.
+    """
     folder = folder_of(folder)
     check_kind("state", state, Mapping, "what the state() of an epoch's result gives")
     missing = [key for key in ("model", "optimizer", "epoch") if key not in state]

@@ -83,16 +83,16 @@ class Door:
     """Parts of one kind: ours, one file each in a package, and the user's own by path."""
 
     what: str
-    """With its article, for errors: "an encoder"."""
+    """What a part is, with its article, for errors: "an encoder"."""
     package: str
-    """Where ours lie."""
+    """The package that holds our parts."""
     attribute: str
     """The name in each of those files that holds the part: "METHOD"."""
     shared: tuple[str, ...] = ()
     """Files of the package that hold no part; those that begin with an underscore never do."""
 
     def names(self) -> list[str]:
-        """The names of ours, sorted."""
+        """The names of our parts, sorted."""
         files = (m.name for m in iter_modules(import_module(self.package).__path__))
         return sorted(f for f in files if not f.startswith("_") and f not in self.shared)
 

@@ -38,6 +38,7 @@ class Share(NamedTuple):
 
     @staticmethod
     def of(successes: int, n: int) -> Share:
+        """The share of `successes` among `n` clips."""
         if n == 0:
             return Share(None, None, None, 0)
         interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
@@ -51,7 +52,7 @@ class Accuracy:
     name: str
     """`clean_accuracy`; `unimodal_accuracy`: from one modality alone; `missing_accuracy`: without that modality."""
     modality: str | None
-    """None: of all modalities."""
+    """None: all modalities together."""
     share: Share
 
 
@@ -69,9 +70,9 @@ class Curve:
     budgets: tuple[Budget, ...]
     """ε, or for `product` ε by modality."""
     shares: tuple[Share, ...]
-    """One a budget: of the clips that were attacked, those whose prediction stayed right."""
+    """For each budget, the share of attacked clips whose prediction stayed right."""
     settings: dict[str, Any]
-    """What the attack took notice of."""
+    """The settings that the attack took."""
 
     def rows(self) -> list[Row]:
         """One row a budget."""
@@ -98,6 +99,10 @@ class Evaluation:
 
     def accuracy(self, name: str, modality: str | None = None) -> Share:
         """One of the accuracies.
+
+        Args:
+            name: as in `Accuracy`.
+            modality: its name; None for the clean accuracy.
 
         Raises:
             BadInputError: it was not measured.
@@ -132,7 +137,7 @@ class EvaluationPlan:
     tau_samples: int = 512
     """Training clips whose gradients estimate τ."""
     seed: int = 0
-    """Of certificates that sample; attacks and audit have their own in their plans."""
+    """Seeds the noise of certificates that sample; attacks and audit have seeds of their own in their plans."""
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.certificates]
@@ -162,6 +167,7 @@ def training_facts(
     """What an evaluation needs to know of the training clips: about one pass over them.
 
     Args:
+        model: in any mode; it is measured in evaluation mode and left as it was.
         training: labelled clips that the model was trained on; a list of batches, or as `evaluate` takes them.
         tau_samples: clips whose gradients estimate τ.
     """
@@ -182,8 +188,8 @@ def evaluate(
 
     Args:
         model: in any mode; it is measured in evaluation mode.
-        batches: the test set, on the model's device: a list of batches, or a function that gives the first clips, this
-            many (None: all), in the same order each time.
+        batches: the test set, on the model's device: a list of batches, or a function that takes a number of clips
+            (None: all) and gives the first ones, in the same order each time.
         plan: which attacks and certificates.
         training: training clips, in the same way, or what `training_facts` gave for them. Without them there is no
             uni-modal accuracy, and the estimated radius, whose τ̂ comes from them, is refused.
@@ -243,15 +249,15 @@ def space_of(model: MultiModalModel, norm: str) -> str:
     return f"{norm}; " + "; ".join(f"{m.name}: {m.space}" for m in model.modalities.values())
 
 
-def _factory(given: Batches | Iterable[Batch]) -> Batches:
-    """A function of how many clips are wanted; batches that are given as they are must bear a second pass."""
-    if callable(given):
-        check_factory(given, "limit")
-        return given
-    check_batches(given)
-    if iter(given) is given:
+def _factory(source: Batches | Iterable[Batch]) -> Batches:
+    """A function that gives the first clips; a list of batches becomes one. An iterator is refused: it has one pass."""
+    if callable(source):
+        check_factory(source, "limit")
+        return source
+    check_batches(source)
+    if iter(source) is source:
         raise BadInputError("these batches can be gone through once only: give a list, or a function that opens them")
-    return lambda limit: _first(given, limit)
+    return lambda limit: _first(source, limit)
 
 
 def _first(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:

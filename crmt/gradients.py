@@ -26,7 +26,7 @@ class GradientConstants:
     samples: int
 
     def merged(self, other: GradientConstants) -> GradientConstants:
-        """Of the union of both sets."""
+        """The constants of both sets of clips together."""
         pair = None
         if self.pair is not None and other.pair is not None:
             pair = torch.maximum(self.pair, other.pair)

@@ -73,7 +73,7 @@ class _Scores(NamedTuple):
         return per_class.gather(1, runner).squeeze(1)
 
     def chosen(self, rows: Tensor | slice, device: torch.device) -> _Scores:
-        """Those of some samples, on the device of the optimisation, scores in double precision."""
+        """The scores of some samples, on the device of the optimisation, in double precision."""
         label_rows = rows.to(self.labels.device) if isinstance(rows, Tensor) else rows  # may lie on another device
         scores, labels = self.scores[rows].to(device, torch.float64), self.labels[label_rows].to(device)
         return self._replace(scores=scores, labels=labels)
@@ -118,7 +118,7 @@ def optimise_integration(
             holds where the rows of W̃ are orthonormal and τ is the constant of the ENCODER.
         samples: optimise over this many, drawn by `seed`; None takes all. The radii that are compared and returned are
             over all samples in any case.
-        steps: of Adam.
+        steps: Adam's steps.
         lr: Adam's learning rate, for α.
         seed: fixes which samples are drawn.
 

@@ -135,7 +135,7 @@ class MultiModalModel(nn.Module):
 
 
 def _modality_of(name: str, inputs: Tensor, box: tuple[float, float] | None) -> Modality:
-    """Of inputs as they are. Its mean is theirs, for each index of the first axis, kept in the box."""
+    """The modality of inputs as they are. Its mean is theirs, for each index of the first axis, kept in the box."""
     if box is not None:
         check_kind(f"the box of {name!r}", box, Sequence, "(low, high)")
         if len(box) != 2 or not all(isinstance(v, (int, float)) for v in box) or not box[0] < box[1]:

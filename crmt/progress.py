@@ -1,4 +1,4 @@
-"""How long operations tell how far they are."""
+"""How operations that take long say how much they have done."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ Progress = Callable[[int], None]
 
 
 def silent(_: int) -> None:
-    """Tells nobody."""
+    """A `Progress` that does nothing."""

@@ -1,4 +1,4 @@
-"""A model that gives the same inputs other outputs each time: what attacks and evaluations say of it is chance."""
+"""Detects a model whose outputs for the same inputs change: attacks and evaluations of it would be left to chance."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from crmt.errors import CRMTWarning
 
 _INPUTS = 8
-"""Whose scores are compared."""
+"""How many inputs' scores are compared."""
 _DIFFERENCE = 1e-4
-"""Between two passes, as a share of the largest score: what AutoAttack allows, above the rounding of a GPU's sums."""
+"""The change between two passes that is let pass, as a share of the largest score: AutoAttack's, above GPU rounding."""
 _looked_at: WeakSet[nn.Module] = WeakSet()
 
 
@@ -30,8 +30,8 @@ def warn_if_random(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
     if model in _looked_at:
         return
     _looked_at.add(model)
-    few = {m: x[:_INPUTS] for m, x in inputs.items()}
-    first, second = (model(few).scores for _ in range(2))
+    some = {m: x[:_INPUTS] for m, x in inputs.items()}
+    first, second = (model(some).scores for _ in range(2))
     finite = first.isfinite() & second.isfinite()
     if not bool(finite.any()):
         return

@@ -89,7 +89,10 @@ def config_from_card(card: dict[str, Any], overrides: list[str], root: Path | No
         BadInputError: a card without one, or an override that is not valid.
     """
     config = parse(card.get("config"), "the model's card")
-    here: dict[str, Any] = {"sweep.gpus_per_worker": None, "sweep.workers": 1}  # of now, not of the training
+    here: dict[str, Any] = {
+        "sweep.gpus_per_worker": None,
+        "sweep.workers": 1,
+    }  # what this machine has, not what the training had
     values = here | parse_overrides(overrides)
     if root is not None:
         values["data.root"] = str(root.resolve())

@@ -22,11 +22,11 @@ from pipelines.runs.run_folder import read_card
 from pipelines.sweeps.single import load_saved, run_evaluation
 
 MEASURING = ("train.seed", "train.tau_samples")
-"""Of `train`, what evaluation takes notice of."""
+"""The settings of `train` that matter to an evaluation."""
 
 
 def _check_overrides(overrides: list[str]) -> None:
-    """What trained the model is a fact: rows that say otherwise would be of a model that never was."""
+    """Refuse overrides of how the model was trained: its rows would describe a training that never happened."""
     for path in parse_overrides(overrides):
         if path.startswith(("train.", "model.")) and path not in MEASURING:
             raise BadInputError(f"{path} says how the model was trained: evaluate.py cannot change it")

@@ -38,11 +38,15 @@ def apgd(
     Where the whole gradient is exactly 0 there is no direction: it goes on from a random point.
 
     Args:
-        inputs: x, `(B, *shape)` of every modality, inside its box. labels: `(B,)`.
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
+        ball: which modalities may move, and how far.
         loss: `cross_entropy`, `dlr` (below 3 classes it is the margin) or `margin`.
+        steps: steps of every run.
         restarts: the first run starts at `start` (or at x), the others at random points of the ball.
-        targets: above 0, each restart is one run towards each of so many most likely other classes, with the targeted
-            `dlr` (below 4 classes it is the margin) or `margin` loss: the paper's APGD-T.
+        targets: above 0, each restart is one run towards each of the `targets` most likely other classes, with the
+            targeted `dlr` (below 4 classes it is the margin) or `margin` loss: the paper's APGD-T.
         start: adversarial inputs to start from, such as those of a smaller radius.
         generator: for the random starts.
 
@@ -65,7 +69,7 @@ def apgd(
 
 
 def checkpoints(steps: int) -> set[int]:
-    """The steps after which the size of the next is thought over (paper, section 3.1)."""
+    """The steps after which the size of the next is decided on (paper, section 3.1)."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
@@ -74,7 +78,7 @@ def checkpoints(steps: int) -> set[int]:
 
 @dataclass
 class _State:
-    """Of the samples of one run; every field is `(R, ...)` or a dictionary of such."""
+    """Where the R samples of one run stand; every field is `(R, ...)` or a dictionary of such tensors."""
 
     deltas: Inputs
     gradients: Inputs
@@ -88,7 +92,7 @@ class _State:
     rises: Tensor
     """Steps since the last checkpoint that raised the loss."""
     halved: Tensor
-    """At the last checkpoint."""
+    """Whether the step was halved at the last checkpoint."""
     checked_loss: Tensor
     """Best loss at the last checkpoint."""
     targets: Tensor | None
@@ -153,10 +157,11 @@ def _keep_best(s: _State) -> None:
 
 
 def _rethink(s: _State, steps: int) -> None:
-    """Halve the step and go back to the best point where few steps paid, or none since the last checkpoint did."""
-    few = s.rises < PAYING * steps
+    """Halve the step and go back to the best point where few steps raised the loss, or none since the last
+    checkpoint led to a better point."""
+    few_rises = s.rises < PAYING * steps
     stuck = ~s.halved & (s.best_loss <= s.checked_loss)
-    halve = few | stuck
+    halve = few_rises | stuck
     s.size = torch.where(halve, s.size / 2, s.size)
     s.deltas = chosen(halve, s.best, s.deltas)
     s.before = chosen(halve, s.best, s.before)

@@ -8,6 +8,8 @@ from crmt.attacks.search import AttackResult
 
 
 class ApgdCe(Attack):
+    """Auto-PGD on the cross-entropy, with twice the steps of PGD."""
+
     title = "APGD-CE"
     settings = ("steps", "restarts")
     random = True

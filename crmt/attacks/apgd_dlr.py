@@ -8,6 +8,8 @@ from crmt.attacks.search import AttackResult
 
 
 class ApgdDlr(Attack):
+    """Auto-PGD on the DLR loss: one untargeted run, then one towards each of `targets` likely classes."""
+
     title = "APGD-DLR"
     settings = ("steps", "restarts", "targets")
     random = True

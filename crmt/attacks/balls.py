@@ -14,10 +14,10 @@ from crmt.arguments import check_kind, check_names, check_number, said
 from crmt.errors import BadInputError
 from crmt.modality import Inputs, Modality
 
-Budget = float | Tensor
+Epsilon = float | Tensor
 """One ε for all inputs, or `(B,)`: one each."""
 LARGEST = 1e15
-"""Of a budget: squares of larger ones overflow in float32."""
+"""The largest budget: squares of larger ones overflow in float32."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Group:
     """Modalities that share one budget."""
 
     modalities: tuple[str, ...]
-    epsilon: Budget
+    epsilon: Epsilon
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Ball:
             _check_budget(g.epsilon)
 
     @staticmethod
-    def joint(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> Ball:
+    def joint(modalities: Iterable[str], epsilon: Epsilon, norm: Literal["l2", "linf"] = "l2") -> Ball:
         """Σ_m ‖δ^(m)‖² ≤ ε² (ℓ2), max_m ‖δ^(m)‖∞ ≤ ε (ℓ∞); with one modality, its uni-modal ball.
 
         Args:
@@ -59,11 +59,12 @@ class Ball:
         return Ball((Group(check_names("modalities", modalities), epsilon),), norm)
 
     @staticmethod
-    def product(epsilons: Mapping[str, Budget], norm: Literal["l2", "linf"] = "l2") -> Ball:
+    def product(epsilons: Mapping[str, Epsilon], norm: Literal["l2", "linf"] = "l2") -> Ball:
         """‖δ^(m)‖ ≤ ε_m for each m, all at once.
 
         Args:
-            epsilons: modality to its budget, as in `joint`. norm: `l2` or `linf`.
+            epsilons: modality to its budget, as in `joint`.
+            norm: `l2` or `linf`.
 
         Raises:
             BadInputError: as `joint`.
@@ -72,7 +73,7 @@ class Ball:
         return Ball(tuple(Group((m,), e) for m, e in epsilons.items()), norm)
 
     @staticmethod
-    def each(modalities: Iterable[str], epsilon: Budget, norm: Literal["l2", "linf"] = "l2") -> dict[str, Ball]:
+    def each(modalities: Iterable[str], epsilon: Epsilon, norm: Literal["l2", "linf"] = "l2") -> dict[str, Ball]:
         """Every modality's own ball, by name, as `attack.balls: [each]` of a configuration: M attacks, in each of which
         one modality is moved and the others stay as they are. All of them at once, each within its own budget, are one
         `Ball.product`.
@@ -93,14 +94,22 @@ class Ball:
         return tuple(m for g in self.groups for m in g.modalities)
 
     def select(self, rows: Tensor) -> Ball:
-        """The ball of a subset of the batch, by index."""
+        """The ball of some inputs of the batch.
+
+        Args:
+            rows: their indices, `(R,)`.
+        """
         return self._with(_rows(g.epsilon, rows) for g in self.groups)
 
     def scaled(self, factors: Tensor) -> Ball:
-        """The ball with every budget times a factor of its sample, `(B,)`."""
+        """The ball with every input's budgets multiplied.
+
+        Args:
+            factors: one for each input, `(B,)`.
+        """
         return self._with(factors * torch.as_tensor(g.epsilon).to(factors) for g in self.groups)
 
-    def _with(self, budgets: Iterable[Budget]) -> Ball:
+    def _with(self, budgets: Iterable[Epsilon]) -> Ball:
         return Ball(tuple(Group(g.modalities, e) for g, e in zip(self.groups, budgets, strict=True)), self.norm)
 
     def contains(self, other: Ball) -> bool:
@@ -115,7 +124,11 @@ class Ball:
         return True
 
     def gauge(self, deltas: Inputs) -> Tensor:
-        """The factor t by which the budgets must be multiplied to just hold δ, `(B,)`: max over groups of ‖δ‖ / ε."""
+        """The factor t by which the budgets must be multiplied to just hold δ, `(B,)`: max over groups of ‖δ‖ / ε.
+
+        Args:
+            deltas: δ, `(B, *shape)` of every attacked modality.
+        """
         factors = []
         for g in self.groups:
             length = self._length([deltas[m] for m in g.modalities])
@@ -125,7 +138,11 @@ class Ball:
         return torch.stack(factors).amax(0)
 
     def gain(self, gradients: Inputs) -> Tensor:
-        """What a linear function of these gradients gains at most in the ball, `(B,)`: Σ over groups of ε ‖g‖_dual."""
+        """The most that a linear function gains in the ball, `(B,)`: Σ over groups of ε ‖g‖_dual.
+
+        Args:
+            gradients: the function's gradient g, `(B, *shape)` of every attacked modality.
+        """
         gains = []
         for g in self.groups:
             parts = [gradients[m] for m in g.modalities]
@@ -143,7 +160,11 @@ class Ball:
         """The nearest δ inside the ball, then clamped so that x + δ is in the box; a clamp never lengthens δ.
 
         Args:
-            deltas: `(B, *shape)` of every attacked modality. around: x. modalities: for their boxes.
+            deltas: δ, `(B, *shape)` of every attacked modality, in the space of the inputs.
+            around: x, of the same shapes.
+            modalities: the model's; their boxes bound x + δ.
+
+        Returns: δ, `(B, *shape)` of every attacked modality.
         """
         result: Inputs = {}
         for g in self.groups:
@@ -162,6 +183,9 @@ class Ball:
         """The direction of steepest ascent with length 1 in each group.
 
         Gradients are divided by max |g| first: only an exactly zero gradient gives a zero step, one of 1e-30 is whole.
+
+        Args:
+            gradients: `(B, *shape)` of every attacked modality.
         """
         result: Inputs = {}
         for g in self.groups:
@@ -177,7 +201,13 @@ class Ball:
         return result
 
     def stepped(self, deltas: Inputs, gradients: Inputs, size: float | Tensor) -> Inputs:
-        """δ and one step along the steepest direction, `size` (one, or `(B,)`) times the budgets long."""
+        """δ after one step along the steepest direction.
+
+        Args:
+            deltas: δ, `(B, *shape)` of every attacked modality.
+            gradients: of the same shapes.
+            size: the length of the step in units of ε: one for all, or `(B,)`.
+        """
         direction, epsilons = self.steepest(gradients), self.epsilons(deltas)
         sizes = {m: columns(size, d) if isinstance(size, Tensor) else size for m, d in deltas.items()}
         return {m: d + sizes[m] * epsilons[m] * direction[m] for m, d in deltas.items()}
@@ -187,7 +217,12 @@ class Ball:
         return {m: columns(_budget(g.epsilon, like[m]), like[m]) for g in self.groups for m in g.modalities}
 
     def random(self, like: Inputs, generator: torch.Generator | None) -> Inputs:
-        """A δ drawn uniformly from the ball (before any box), in float32 or better."""
+        """A δ drawn uniformly from the ball (before any box), in float32 or better.
+
+        Args:
+            like: gives shapes, types and devices, `(B, *shape)` of every attacked modality.
+            generator: gives the random numbers; None: torch's own, on the CPU.
+        """
         like = {m: wide(like[m]) for m in self.attacked}
         result: Inputs = {}
         for g in self.groups:
@@ -205,7 +240,7 @@ class Ball:
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float32 where they are of a smaller type: budgets, lengths and margins are no matter for three digits."""
+    """The values, in float32 where their type is smaller: budgets, lengths and margins need more than three digits."""
     return values.float() if values.is_floating_point() and values.dtype.itemsize < 4 else values
 
 
@@ -232,7 +267,13 @@ def _nearer(values: Tensor, x: Tensor) -> Tensor:
 
 
 def clamped(deltas: Inputs, around: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Inputs:
-    """δ clamped so that x + δ is in the box, or no further out than x is, which rounding may leave just outside."""
+    """δ clamped so that x + δ is in the box, or no further out than x is, which rounding may leave just outside.
+
+    Args:
+        deltas: δ, `(B, *shape)` of every attacked modality.
+        around: x, of the same shapes.
+        modalities: the model's; a modality without a box is not clamped.
+    """
     result = dict(deltas)
     for m, delta in deltas.items():
         box, x = modalities[m].box, wide(around[m])
@@ -243,11 +284,17 @@ def clamped(deltas: Inputs, around: Mapping[str, Tensor], modalities: Mapping[st
 
 
 def chosen(these: Tensor, first: Inputs, second: Inputs) -> Inputs:
-    """Sample by sample, `first` where `these`, `(B,)`, holds, else `second`."""
+    """Input by input, one of two.
+
+    Args:
+        these: which inputs are taken from `first`, `(B,)`, bool.
+        first: `(B, *shape)` of every modality.
+        second: where the others come from; the same shapes.
+    """
     return {m: torch.where(columns(these, v), v, second[m]) for m, v in first.items()}
 
 
-def _check_budget(epsilon: Budget) -> None:
+def _check_budget(epsilon: Epsilon) -> None:
     if not isinstance(epsilon, Tensor):
         check_number("a budget", epsilon)
     values = epsilon.detach() if isinstance(epsilon, Tensor) else torch.tensor(float(epsilon), dtype=torch.float64)
@@ -260,17 +307,17 @@ def _check_budget(epsilon: Budget) -> None:
         raise BadInputError(f"a budget must be at most {LARGEST:g}, not {high}: 1e6 reaches as far in practice")
 
 
-def _rows(epsilon: Budget, rows: Tensor) -> Budget:
+def _rows(epsilon: Epsilon, rows: Tensor) -> Epsilon:
     if not isinstance(epsilon, Tensor) or epsilon.shape in ((), (1,)):
         return epsilon
     return epsilon[rows.to(epsilon.device)]
 
 
 def device_of(generator: torch.Generator | None) -> torch.device:
-    """Where it draws: the CPU without one.
+    """The device on which a generator draws; the CPU where there is none.
 
     Raises:
-        BadInputError: no generator.
+        BadInputError: `generator` is something else.
     """
     if generator is None:
         return torch.device("cpu")
@@ -284,7 +331,7 @@ def _noise(like: Tensor, norm: str, generator: torch.Generator | None) -> Tensor
     return drawn.to(like.device)
 
 
-def _budget(epsilon: Budget, like: Tensor) -> Tensor:
+def _budget(epsilon: Epsilon, like: Tensor) -> Tensor:
     """ε as `(B,)`."""
     if isinstance(epsilon, Tensor) and epsilon.shape not in ((1,), (len(like),)):
         raise BadInputError(
@@ -294,7 +341,14 @@ def _budget(epsilon: Budget, like: Tensor) -> Tensor:
 
 
 def columns(values: Tensor, batch: Tensor) -> Tensor:
-    """Values of each sample, `(B,)`, shaped to broadcast over `batch`."""
+    """One value for each input, shaped to broadcast over a batch.
+
+    Args:
+        values: `(B,)`.
+        batch: `(B, *shape)`.
+
+    Returns: `(B, 1, ..., 1)`.
+    """
     return values.reshape(-1, *([1] * (batch.ndim - 1)))
 
 

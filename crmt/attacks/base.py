@@ -22,18 +22,18 @@ class AttackSettings:
     """How hard the attacks try; each takes what concerns it."""
 
     loss: str = "margin"
-    """Of FGM and PGD; APGD's is in its name."""
+    """The loss that FGM and PGD raise: `margin` or `cross_entropy`; APGD's is in its name."""
     steps: int = 20
-    """Of PGD and the minimal-norm attack; APGD takes twice as many in every run."""
+    """Steps of PGD and of the minimal-norm attack; APGD takes twice as many in every run."""
     restarts: int = 1
-    """Of PGD, APGD and the minimal-norm attack: the first from x, the others from random points. With 1, `auto` ends
-    with one run of APGD-DLR from a random point."""
+    """Runs of PGD, APGD and the minimal-norm attack: the first from x, the others from random points. With 1, `auto`
+    ends with one run of APGD-DLR from a random point."""
     targets: int = 3
     """Classes that apgd_dlr aims at, each in its own run, after one untargeted run."""
     queries: int = 500
-    """Of Square."""
+    """Forward passes of Square, for each batch and ball."""
     draws: int = 10
-    """Of noise."""
+    """Random δ that `noise` tries."""
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
@@ -50,7 +50,7 @@ DEFAULT_SETTINGS = AttackSettings()
 
 @dataclass(frozen=True)
 class Call:
-    """One attack on one batch."""
+    """What one attack on one batch is given."""
 
     model: MultiModalModel
     inputs: Mapping[str, Tensor]
@@ -72,7 +72,11 @@ class Call:
         return self.model, self.inputs, self.labels, self.ball
 
     def on(self, rows: Tensor) -> Call:
-        """The same attack on some of the inputs, by index."""
+        """The same attack on some of the inputs.
+
+        Args:
+            rows: their indices, `(R,)`.
+        """
         return replace(
             self,
             inputs={m: self.inputs[m][rows] for m in self.model.modalities},
@@ -86,11 +90,11 @@ class Attack(ABC):
     """An attack that stays inside a ball. It keeps nothing between calls."""
 
     title: ClassVar[str]
-    """As in tables: "APGD-DLR"."""
+    """Its name in tables and figures: "APGD-DLR"."""
     settings: ClassVar[tuple[str, ...]] = ()
-    """The fields of `AttackSettings` that it takes notice of; results are stored with these alone."""
+    """The fields of `AttackSettings` that it uses; results are stored with these alone."""
     random: ClassVar[bool] = False
-    """Whether it draws from `Call.generator`."""
+    """Whether it takes random numbers from `Call.generator`."""
     uses_start: ClassVar[bool] = True
     """Whether it goes on from `Call.start`, what it reached in a smaller ball. If not, it is reported in each ball by
     itself: what it finds in a smaller one says nothing about a larger one."""
@@ -101,12 +105,19 @@ class Attack(ABC):
     def run(self, call: Call) -> AttackResult:
         """The attack on one batch.
 
-        Returns: the best inputs that it saw, inside ball and box.
+        Args:
+            call: model, inputs, labels, ball and settings.
+
+        Returns: the inputs with the smallest margins that it saw, inside ball and box.
         """
 
     def smallest_radii(self, call: Call) -> Tensor | None:  # noqa: ARG002
-        """How large the ball must be for each input to be broken, `(B,)`, in multiples of its budgets; one run then
-        serves every budget. None: the attack cannot tell."""
+        """How large the ball must be for each input to be broken, `(B,)`, in multiples of its budgets: one run then
+        serves every budget. None where the attack cannot tell.
+
+        Args:
+            call: as in `run`.
+        """
         return None
 
     def parts(self) -> tuple[str, ...]:
@@ -115,7 +126,12 @@ class Attack(ABC):
 
 
 def run_in_turn(call: Call, attacks: Sequence[Attack]) -> AttackResult:
-    """These attacks, each on what the ones before it left standing."""
+    """These attacks one after the other, each on the inputs that those before it did not break.
+
+    Args:
+        call: what the first attack is given.
+        attacks: at least one.
+    """
     found = attacks[0].run(call)
     for attack in attacks[1:]:
         found = improved(found, call, attack.run)
@@ -123,9 +139,14 @@ def run_in_turn(call: Call, attacks: Sequence[Attack]) -> AttackResult:
 
 
 def improved(found: AttackResult, call: Call, run: Callable[[Call], AttackResult]) -> AttackResult:
-    """`found`, bettered by another attack on the inputs that still stand.
+    """`found`, improved by another attack on the inputs that are not broken yet.
 
     It starts where it would alone, not at the best point so far: so what it breaks alone is broken afterwards.
+
+    Args:
+        found: the result of an earlier attack for all inputs of `call`.
+        call: what that attack was given.
+        run: the other attack.
     """
     rows = (~found.broken).nonzero().squeeze(1)
     if not len(rows):

@@ -39,15 +39,15 @@ class AttackPlan:
     """Which attacks run, in which balls, with which budgets."""
 
     names: tuple[str, ...] = ("fgm", "pgd")
-    """Of `crmt.attacks.attack_names()`, or `package.module:Name` of the user's own code."""
+    """Names out of `crmt.attacks.attack_names()`, or `package.module:Name` of the user's own code."""
     balls: tuple[str, ...] = ("joint", "each")
     """`joint`, `each` (every modality alone), or modalities' names."""
     epsilons: tuple[float, ...] = (0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4)
     product: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """A grid of product balls: budgets by modality, every combination. Empty: none."""
+    """A grid of product balls: modality to its budgets; every combination of them is attacked. Empty: no grid."""
     norm: Literal["l2", "linf"] = "l2"
     settings: AttackSettings = DEFAULT_SETTINGS
-    """How hard they try."""
+    """How hard the attacks try."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,12 +60,19 @@ class AttackPlan:
             raise BadInputError("attack.epsilons is empty: give at least one budget")
 
     def settings_of(self, attack: str) -> dict[str, str | int]:
-        """What of this plan an attack takes notice of."""
+        """The settings of this plan that an attack takes; results are stored with them.
+
+        Args:
+            attack: by name, or `package.module:Name`.
+        """
         found = find_attack(attack)
         return self.settings.chosen(found.settings) | ({"seed": self.seed} if found.random else {})
 
     def attacked(self, modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Ball name to the modalities that it attacks. With one modality, `joint` and `each` are the same ball.
+
+        Args:
+            modalities: names of the model's modalities.
 
         Raises:
             BadInputError: a ball that is neither `joint`, `each` nor a modality of the model, or a grid over others.
@@ -86,7 +93,14 @@ class AttackPlan:
         return balls | ({"product": tuple(self.product)} if self.product else {})
 
     def grids(self, modalities: Sequence[str]) -> dict[str, Grid]:
-        """Ball name to its balls of every budget."""
+        """Ball name to its balls at every budget.
+
+        Args:
+            modalities: names of the model's modalities.
+
+        Raises:
+            BadInputError: as `attacked`.
+        """
         grids = {}
         for name, attacked in self.attacked(modalities).items():
             if name == "product" and self.product:
@@ -108,7 +122,7 @@ class Robustness:
     ball: str
     """`joint`, `product` or a modality's name."""
     budgets: tuple[Budget, ...]
-    """E of them: ε, or for `product` ε by modality."""
+    """E budgets: ε, or for `product` ε by modality."""
     robust: Tensor
     """`(N, E)`, bool."""
 
@@ -121,12 +135,23 @@ class Robustness:
 def attack_curves(
     model: MultiModalModel, batches: Iterable[Batch], plan: AttackPlan, progress: Progress = silent
 ) -> list[Robustness]:
-    """Attack every input in every ball at every budget. Progress counts inputs × balls.
+    """Attack every input in every ball at every budget.
 
     An attack drops an input once it is broken and starts a larger ball from a smaller one's result, so its accuracy
     never rises with the budget; FGM and noise are at each budget by themselves. An attack that is made of others, as
     `auto` is, counts as broken whatever any attack of the plan broke in that ball or in one that it contains, and runs
     those of its parts on the rest that the plan does not list.
+
+    Args:
+        model: attacked in evaluation mode, and left as it was.
+        batches: labelled inputs, on the model's device; N inputs in all.
+        plan: attacks, balls, budgets and settings.
+        progress: called with the number of inputs after each batch and ball.
+
+    Returns: one entry an attack and ball, in the order of the plan.
+
+    Raises:
+        BadInputError: a plan or a batch that does not fit the model, and as `pgd`.
     """
     found: dict[tuple[str, str], list[Tensor]] = {}
     budgets: dict[str, tuple[Budget, ...]] = {}

@@ -16,11 +16,24 @@ from crmt.model import MultiModalModel
 def fgm(
     model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball, *, loss: str = "margin"
 ) -> AttackResult:
-    """The fast gradient method: one step of length ε along the steepest direction (Goodfellow et al., 2015)."""
+    """The fast gradient method: one step of length ε along the steepest direction (Goodfellow et al., 2015).
+
+    Args:
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
+        ball: which modalities may move, and how far.
+        loss: as in `pgd`.
+
+    Raises:
+        BadInputError: as `pgd`.
+    """
     return pgd(model, inputs, labels, ball, steps=1, step_size=1.0, loss=loss)
 
 
 class Fgm(Attack):
+    """FGM as a part that is found by name: the arguments of `fgm` from a `Call`."""
+
     title = "FGM"
     settings = ("loss",)
     uses_start = False

@@ -15,7 +15,7 @@ from crmt.model import MultiModalModel
 
 
 class GridRun:
-    """Attacks on one batch in each of some balls, where no ball comes before one that it contains.
+    """Attacks on one batch in several balls, E of them; no ball comes before one that it contains.
 
     An attack's result depends on the seed, but not on which other attacks run.
     """
@@ -31,7 +31,7 @@ class GridRun:
         self.inside = [[j for j in range(i) if ball.contains(self.balls[j])] for i, ball in enumerate(self.balls)]
 
     def attack(self, attack: Attack) -> Tensor:
-        """Which inputs that attack breaks in each ball, `(B, E)`."""
+        """Which inputs that attack breaks in each ball, `(B, E)`, bool."""
         if not attack.uses_start:
             generator = self._generator()
             return torch.stack([attack.run(self._call(b, generator)).broken for b in self.balls], dim=1)
@@ -40,12 +40,17 @@ class GridRun:
         return self._search(attack.run, self._none_broken()) if nearest is None else nearest
 
     def made_of(self, parts: Sequence[Attack], known: Tensor) -> Tensor:
-        """`known`, `(B, E)`, and what these attacks, one after the other, break of the rest."""
+        """Which inputs are broken in each ball by any of these attacks, `(B, E)`; each runs on what is left.
+
+        Args:
+            parts: the attacks, cheap ones first.
+            known: which inputs are known to be broken, `(B, E)`, bool.
+        """
         broken = known.clone()
         rest = []
         for part in parts:
             rows = (~broken.all(1)).nonzero().squeeze(1)
-            nearest = self._within_radii(part, rows)  # one run settles most budgets of most inputs
+            nearest = self._within_radii(part, rows)  # one run answers for most budgets of most inputs
             if nearest is None:
                 rest.append(part)
             else:
@@ -65,7 +70,7 @@ class GridRun:
 
     def _within_radii(self, attack: Attack, rows: Tensor) -> Tensor | None:
         """Which of these inputs are broken in each ball, `(R, E)`, by one run for all budgets. None where the attack
-        has no radii to tell, or the balls more than one budget each."""
+        finds no smallest radii, or where a ball has more than one budget."""
         if type(attack).smallest_radii is Attack.smallest_radii or any(len(b.groups) > 1 for b in self.balls):
             return None
         budgets = [float(b.groups[0].epsilon) for b in self.balls]
@@ -93,7 +98,7 @@ class GridRun:
         return broken
 
     def _updated(self, start: Inputs | None, rows: Tensor, found: Inputs) -> Inputs:
-        """Where every input of the batch stands, for a larger ball to start from."""
+        """Every input's best point so far, for the attack in a larger ball to start from."""
         source = self.batch.inputs if start is None else start
         whole = {m: source[m].detach().clone() for m in self.model.modalities}
         for m, x in whole.items():

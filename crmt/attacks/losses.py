@@ -51,14 +51,22 @@ ATTACK_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": _cross_entropy,
     "dlr": _dlr,
 }
-"""By name, of logits `(B, K)` and labels `(B,)`: `(B,)`."""
+"""Name to loss: from logits `(B, K)` and labels `(B,)` to `(B,)`."""
 
 TARGETED_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"margin": _margin_to, "dlr": _dlr_to}
-"""By name, of logits, labels and target classes `(B,)`: `(B,)`."""
+"""Name to targeted loss: from logits `(B, K)`, labels `(B,)` and target classes `(B,)` to `(B,)`."""
 
 
 def check_loss(loss: str, targeted: bool = False) -> None:
-    """Refuse an unknown loss."""
+    """Refuse an unknown loss.
+
+    Args:
+        loss: its name.
+        targeted: whether it must be one towards a target class.
+
+    Raises:
+        BadInputError: names the valid ones.
+    """
     valid = TARGETED_LOSSES if targeted else ATTACK_LOSSES
     if not isinstance(loss, str) or loss not in valid:
         kind = "targeted attack loss" if targeted else "attack loss"
@@ -66,13 +74,26 @@ def check_loss(loss: str, targeted: bool = False) -> None:
 
 
 def attack_loss(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-    """The loss of that name, towards `targets` where there are any."""
+    """The loss of that name, `(B,)`.
+
+    Args:
+        loss: its name.
+        logits: h, `(B, K)`.
+        labels: y, `(B,)`.
+        targets: classes that the attack wants, `(B,)`; None: any class but y.
+    """
     if targets is None:
         return ATTACK_LOSSES[loss](logits, labels)
     return TARGETED_LOSSES[loss](logits, labels, targets)
 
 
 def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The `count` most likely other classes, most likely first, `(B, ≤ count)`."""
+    """The most likely other classes, most likely first, `(B, ≤ count)`.
+
+    Args:
+        logits: h, `(B, K)`.
+        labels: y, `(B,)`.
+        count: how many; no more than K − 1 are given.
+    """
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return others.topk(max(0, min(count, logits.shape[1] - 1)), dim=1).indices

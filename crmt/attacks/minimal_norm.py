@@ -17,7 +17,7 @@ from crmt.modality import Inputs
 from crmt.model import MultiModalModel, evaluating
 
 OVERSHOOT = 1e-3
-"""Relative, past a linearised boundary."""
+"""How far a step goes past a linearised boundary, as a share of its length."""
 BISECTIONS = 10
 TARGETS = 9
 """Most likely other classes whose linearised distances are compared at x; all of them up to ten classes."""
@@ -29,7 +29,7 @@ class MinimalResult(NamedTuple):
     inputs: Inputs
     """`(B, *shape)` of every modality, inside its box; x itself where none was found."""
     radius: Tensor
-    """`(B,)`: how large the ball must be, in multiples of the budgets given (with a budget of 1: the radius itself).
+    """`(B,)`: how large the ball must be, in multiples of its budgets (with a budget of 1: the radius itself).
     0 where the prediction is wrong to begin with, inf where no adversarial input was found."""
 
 
@@ -51,7 +51,12 @@ def minimal_norm(
     DeepFool and FAB, which makes it exact on linear models, and ends with a bisection towards x.
 
     Args:
-        ball: its shape; the budgets are units: 1.0 gives the radius, a product ball's give the ratio of its sides.
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
+        ball: the shape of the ball. Its budgets are the units of t: with 1.0, t is the radius; those of a product ball
+            give the ratio of its sides.
+        steps: gradient steps of every run.
         restarts: the first run takes any wrong class; run i > 0 aims at the i-th nearest class, from a random start.
             Where the gradient at x is exactly 0, all start at random, within the length of x or the unit ball.
         start: adversarial inputs to start from, where they are nearer than the first run's own.
@@ -126,8 +131,8 @@ class _Nearest:
         """Look once more, at the whole batch. Rounding differs with the size of a batch, and these points lie on the
         boundary: where the prediction holds, the point before the bisection is taken, and where it holds there, none.
         """
-        nothing = {m: torch.zeros_like(d) for m, d in self.deltas.items()}, torch.full_like(self.radius, float("inf"))
-        for deltas, radius in (self.before, nothing):
+        unmoved = {m: torch.zeros_like(d) for m, d in self.deltas.items()}, torch.full_like(self.radius, float("inf"))
+        for deltas, radius in (self.before, unmoved):
             held = (self.search.margins(self.deltas) > 0) & self.radius.isfinite()
             if not bool(held.any()):
                 return
@@ -162,15 +167,15 @@ def _distance(ball: Ball, gradients: Inputs, margin: Tensor) -> Tensor:
 
 
 def _moved(search: Search, deltas: Inputs, gradients: Inputs, length: Tensor) -> Inputs:
-    """δ and a step of `length` times the ball along the steepest direction, clamped to the box."""
+    """δ after a step of `length` times the budgets along the steepest direction, clamped to the box."""
     length = torch.where(length.isfinite(), length, torch.zeros_like(length))
     moved = search.ball.stepped(deltas, gradients, length)
     return _project(search, moved, search.ball.gauge(moved))
 
 
 def _project(search: Search, deltas: Inputs, factor: Tensor) -> Inputs:
-    """Onto the box, then onto so many times the ball: δ only shrinks towards 0, so it stays in the box, and no budget
-    is spent on what the box cuts off."""
+    """Onto the box, then onto the ball whose budgets are `factor` times as large: the second step only shrinks δ
+    towards 0, so it stays in the box, and no budget is spent on what the box cuts off."""
     finite = torch.where(factor.isfinite(), factor, torch.zeros_like(factor))
     boxed = clamped(deltas, search.inputs, search.model.modalities)
     return search.ball.scaled(finite).project(boxed, search.attacked, search.model.modalities)

@@ -16,9 +16,15 @@ from crmt.model import MultiModalModel, evaluating
 def missing(
     model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, modalities: Iterable[str]
 ) -> AttackResult:
-    """These modalities replaced by their means. No ball bounds it.
+    """Inputs with some modalities replaced by their means, as if they were missing. No ball bounds the change.
 
-    The result is that of the replaced inputs, whether worse for the prediction or better.
+    The result is that of the replaced inputs, whether the prediction gets worse or better.
+
+    Args:
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
+        modalities: names of those that are replaced.
 
     Raises:
         BadInputError: as `pgd`.

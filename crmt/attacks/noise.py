@@ -22,7 +22,15 @@ def noise(
     draws: int = 10,
     generator: torch.Generator | None = None,
 ) -> AttackResult:
-    """The worst of `draws` random δ: ℓ2: Gaussian, stretched to length ε in every group; ℓ∞: uniform in the ball.
+    """The worst of several random δ: in ℓ2 Gaussian, stretched to length ε in every group; in ℓ∞ uniform in the ball.
+
+    Args:
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
+        ball: which modalities may move, and how far.
+        draws: how many δ are tried.
+        generator: gives the random numbers.
 
     Raises:
         BadInputError: as `pgd`.
@@ -42,6 +50,8 @@ def noise(
 
 
 class Noise(Attack):
+    """Random noise as a part that is found by name; `auto` leaves it out, since every gradient attack is stronger."""
+
     title = "Gaussian noise"
     settings = ("draws",)
     random = True

@@ -37,9 +37,14 @@ def pgd(
     Where the whole gradient is exactly 0 there is no direction: with more than one step it goes on from a random point.
 
     Args:
-        inputs: x, `(B, *shape)` of every modality, inside its box. labels: `(B,)`.
-        step_size: of one step, in units of ε; default 2.5 / steps.
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
+        ball: which modalities may move, and how far.
+        steps: steps of every run.
+        step_size: the length of a step, in units of ε; default 2.5 / steps.
         restarts: the first run starts at `start` (or at x), the others at random points of the ball.
+        loss: `margin` or `cross_entropy`, or `dlr`.
         start: adversarial inputs to start from, such as those of a smaller radius.
         generator: for the random starts.
         drop_broken: leave a sample as soon as its prediction is wrong: faster, for accuracies. Otherwise every run goes
@@ -89,6 +94,8 @@ def _run(
 
 
 class Pgd(Attack):
+    """PGD as a part that is found by name: the arguments of `pgd` from a `Call`."""
+
     title = "PGD"
     settings = ("loss", "steps", "restarts")
     random = True

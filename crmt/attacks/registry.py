@@ -23,7 +23,7 @@ DOOR = Door(
 
 
 def attack_names() -> list[str]:
-    """The names of ours."""
+    """The names of the attacks in this folder."""
     return DOOR.names()
 
 
@@ -66,11 +66,12 @@ def attack(
 
     Args:
         name: one of `attack_names()`, or `package.module:Name` of the user's own code.
-        inputs: x, `(B, *shape)` of every modality, inside its box.
-        labels: `(B,)`.
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
         ball: where the attack may go; one budget for all, or `(B,)`.
         settings: how hard it tries.
-        start: adversarial inputs to start from. FGM and noise take no notice of it.
+        start: adversarial inputs to start from. FGM and noise do not use it.
         generator: for random starts, Square and noise.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What all attacks share: the checks, the best δ of every sample, and the samples that still stand."""
+"""What all attacks share: the checks, the best δ of every sample, and the samples that are not broken yet."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from crmt.model import MultiModalModel, evaluating
 from crmt.randomness import warn_if_random
 
 OUTSIDE = 1e-4
-"""By how much an input may lie outside its box: rounding."""
+"""How far an input may lie outside its box, because of rounding."""
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Of inputs. Below float32 the model sees x + δ in their type, and the search reckons in float32."""
+"""Types that inputs may have. Below float32 the model sees x + δ in their type; the search computes in float32."""
 _ROUNDING = 1e-5
 """Share of the budget by which a point may lie outside the ball."""
 _SHORTENED = 4
@@ -44,7 +44,11 @@ class AttackResult(NamedTuple):
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse counts below 1."""
+    """Refuse counts below 1.
+
+    Raises:
+        BadInputError: names the count.
+    """
     for name, count in counts.items():
         check_whole(name, count)
         if count < 1:
@@ -52,7 +56,11 @@ def check_counts(**counts: int) -> None:
 
 
 def check_targets(targets: int) -> None:
-    """Refuse a number of target classes below 0."""
+    """Refuse a number of target classes below 0.
+
+    Raises:
+        BadInputError: says so.
+    """
     check_whole("targets", targets)
     if targets < 0:
         raise BadInputError(f"targets must be 0 or more, not {targets}")
@@ -132,13 +140,18 @@ class Search:
         return {m: wide(self.inputs[m]) for m in self.best}
 
     def begin(self, drop_broken: bool = True) -> bool:
-        """Start a run on all samples that stand (or on all); whether there are any."""
+        """Start a run; returns whether there is any sample to attack.
+
+        Args:
+            drop_broken: leave out the samples that are broken already.
+        """
         wanted = (self.margin > 0) if drop_broken else torch.ones_like(self.margin, dtype=torch.bool)
         self._select(wanted.nonzero().squeeze(1))
         return len(self.rows) > 0
 
     def narrowed(self) -> Tensor | None:
-        """Drop samples that fell, once at most half stand; the positions kept in the former `rows`, None if all."""
+        """Drop the broken samples once they are half of `rows` or more (copying the rest at every step would cost more
+        than it saves). Returns the places in the former `rows` that are kept; None if nothing changed."""
         kept = (self.margin[self.rows] > 0).nonzero().squeeze(1)
         if 2 * len(kept) > len(self.rows):
             return None
@@ -152,7 +165,14 @@ class Search:
         return self.project(self.from_inputs(start))
 
     def from_inputs(self, start: Mapping[str, Tensor]) -> Inputs:
-        """δ of adversarial inputs of the whole batch, as far out as they are."""
+        """δ of adversarial inputs of the whole batch, without projection.
+
+        Args:
+            start: `(B, *shape)` of every attacked modality.
+
+        Raises:
+            BadInputError: they do not fit the model or the batch.
+        """
         check_kind("start", start, Mapping, "a dictionary of modality to adversarial inputs")
         check_inputs({m: self.model.modalities[m] for m in self.best}, start)
         count = len(self.margin)
@@ -161,7 +181,7 @@ class Search:
         return {m: wide(start[m].detach()[self.rows]) - x for m, x in self.attacked.items()}
 
     def random(self, generator: torch.Generator | None) -> Inputs:
-        """δ of a later run."""
+        """A random δ in ball and box, from which a later run starts."""
         return self.project(self.ball.random(self.attacked, generator))
 
     def project(self, deltas: Inputs) -> Inputs:
@@ -187,7 +207,13 @@ class Search:
         return margin
 
     def gradients(self, deltas: Inputs, loss: str, targets: Tensor | None = None) -> tuple[Inputs, Tensor]:
-        """Gradients by δ of the loss at x + δ, and the loss, `(R,)`; what is better than all before is kept."""
+        """Gradients by δ of the loss at x + δ, and the loss, `(R,)`; what is better than all before is kept.
+
+        Args:
+            deltas: δ, `(R, *shape)` of every attacked modality.
+            loss: its name.
+            targets: classes that the attack wants, `(R,)`; None: any wrong class.
+        """
         # by x + δ, which is the same as by δ
         leaves = {m: x.detach().requires_grad_() for m, x in self._points(deltas).items()}
         check_grad_mode()
@@ -205,7 +231,14 @@ class Search:
     def moved(
         self, deltas: Inputs, gradients: Inputs, size: float | Tensor, generator: torch.Generator | None
     ) -> Inputs:
-        """δ after a step of `size` times the budgets; a random δ where the whole gradient is exactly 0."""
+        """δ after a step; a random δ where the whole gradient is exactly 0.
+
+        Args:
+            deltas: δ, `(R, *shape)` of every attacked modality.
+            gradients: of the same shapes.
+            size: the length of the step in units of ε: one for all, or `(R,)`.
+            generator: for the random δ.
+        """
         there = self.project(self.ball.stepped(deltas, gradients, size))
         flat = torch.stack([(g == 0).flatten(1).all(1) for g in gradients.values()]).all(0)
         return chosen(flat, self.random(generator), there) if bool(flat.any()) else there

@@ -19,7 +19,7 @@ FIRST_SHARE = 0.3
 HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Shares of all queries after which that share halves (paper, section 5)."""
 TILES = 5
-"""Along each side of a plane, of the first δ."""
+"""Tiles along each side of a plane, in the first δ."""
 
 
 def square(
@@ -39,7 +39,10 @@ def square(
     joint ball's budget moves between modalities. All axes but the last two are channels, frames among them.
 
     Args:
-        inputs: x, `(B, *shape)` of every modality, inside its box. labels: `(B,)`.
+        model: attacked in evaluation mode, and left as it was.
+        inputs: x, `(B, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(B,)`, int64.
+        ball: which modalities may move, and how far.
         queries: forward passes after the first δ.
         start: adversarial inputs to start from, where they are better than x and than the tiles of random sign that
             the search starts from otherwise. From x itself it would never spread over the input.
@@ -71,7 +74,7 @@ def square(
 
 
 class _Draw:
-    """Draws on the generator's device, used on the inputs'."""
+    """Random numbers drawn on the generator's device and moved to the inputs'."""
 
     def __init__(self, generator: torch.Generator | None) -> None:
         self.generator = generator
@@ -184,6 +187,8 @@ def _unit(plane: Tensor) -> Tensor:
 
 
 class Square(Attack):
+    """Square as a part that is found by name: the arguments of `square` from a `Call`."""
+
     title = "Square"
     settings = ("queries",)
     random = True

@@ -35,12 +35,15 @@ DOOR = Door(
 
 
 def certificate_names() -> list[str]:
-    """The names of ours."""
+    """The names of the certificates in this folder."""
     return DOOR.names()
 
 
 def certificate_class(name: str) -> type[Certificate]:
-    """The class of a certificate: by name, or `package.module:Name` of the user's own code.
+    """The class of a certificate.
+
+    Args:
+        name: one of `certificate_names()`, or `package.module:Name` of the user's own code.
 
     Raises:
         BadInputError: no such certificate, or a class that is none.
@@ -62,6 +65,10 @@ def certificate_class(name: str) -> type[Certificate]:
 def create(name: str, **settings: Any) -> Certificate:
     """The certificate of that name, with its settings.
 
+    Args:
+        name: one of `certificate_names()`, or `package.module:Name` of the user's own code.
+        settings: fields of its class.
+
     Raises:
         BadInputError: no such certificate, or a setting that it does not take.
     """
@@ -79,10 +86,12 @@ def create(name: str, **settings: Any) -> Certificate:
 def for_step2(
     certificates: Sequence[Certificate], model: MultiModalModel, tau: Tensor
 ) -> tuple[Certificate, IntegrationConstants]:
-    """The certificate whose mean radius step 2 maximises, and what that takes: a sound one where there is one that can
-    be, otherwise the estimate.
+    """The certificate whose mean radius step 2 maximises, and the constants for that: a sound one if one of them has
+    such constants, otherwise the estimate.
 
     Args:
+        certificates: those that the run asks for.
+        model: after step 1.
         tau: τ̂ from training clips, `(M, K)`.
     """
     for certificate in [*sorted(certificates, key=lambda c: not c.sound), Estimate()]:

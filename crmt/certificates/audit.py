@@ -21,8 +21,9 @@ from crmt.model import MultiModalModel
 from crmt.progress import Progress, silent
 
 INSIDE = 0.99
+"""The share of a radius at which it is attacked."""
 FAR = 100.0
-"""Radii are audited up to so many times 1 + the length of the input: an infinite one, too, is put to the test."""
+"""A radius is audited up to this many times (1 + the length of the input), so that an infinite one is tested, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class AuditPlan:
     seed: int = 0
 
     def settings_said(self, attack: str | None = None) -> dict[str, Any]:
-        """What is stored beside the radii.
+        """The audit's settings, as they are stored beside the radii.
 
         Args:
             attack: the certificate's own, in words, which takes steps and restarts; None: the one of the plan.
@@ -50,10 +51,10 @@ class AuditPlan:
 
 
 class Audit(NamedTuple):
-    """Of N inputs; `audited` where the radius is positive."""
+    """What the audit of N inputs found in one ball."""
 
     audited: Tensor
-    """`(N,)`, bool."""
+    """`(N,)`, bool: the radius is positive, so there was something to attack."""
     violated: Tensor
     """`(N,)`, bool: the prediction changed at 0.99 of the radius, or of FAR (1 + ‖x‖) where that is less."""
 
@@ -71,12 +72,13 @@ def audit(
     """Attack at 0.99 r jointly and at 0.99 r^(m) each modality alone, in ℓ2: ball name to `Audit`.
 
     Args:
-        inputs: `(N, *shape)` each.
-        labels: `(N,)`.
-        radii: of these inputs.
+        model: in any mode; it is measured in evaluation mode and left as it was.
+        inputs: x, `(N, *shape)` of every modality, in its space and inside its box.
+        labels: y, `(N,)`, int64.
+        radii: of these inputs, in their order.
         attack: by name, or `package.module:Name` of the user's own; `auto` is the strongest there is.
         settings: how hard it tries.
-        generator: for what it draws.
+        generator: for the attack's random starts.
 
     Returns: audits on the inputs' device.
 
@@ -133,7 +135,16 @@ def audit_batches(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Audit]:
-    """`audit` over batches whose inputs are, in order, those of `radii`. Progress counts inputs.
+    """`audit` over batches.
+
+    Args:
+        model: in any mode; it is measured in evaluation mode and left as it was.
+        batches: labelled inputs, in the order of `radii`.
+        radii: of all these inputs.
+        attack: as in `audit`.
+        settings: as in `audit`.
+        seed: fixes the attack's random starts; each batch has its own.
+        progress: called with the number of inputs after each batch.
 
     Raises:
         BadInputError: as `audit`, or more or fewer radii than inputs.

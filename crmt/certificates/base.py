@@ -26,9 +26,9 @@ class Basis(NamedTuple):
     """What a certificate's radii of all clips rest on."""
 
     constants: Any
-    """As `radii` takes it: verified Lipschitz constants, estimated ones ..."""
+    """What `radii` computes with: verified Lipschitz constants, estimated ones ..."""
     settings: dict[str, Any]
-    """The same in words that JSON can hold: stored beside every radius."""
+    """The same as JSON can hold it, stored beside every radius."""
 
 
 class IntegrationConstants(NamedTuple):
@@ -48,9 +48,9 @@ class Certificate(ABC):
     """
 
     name: ClassVar[str]
-    """In results: a file's name for ours. Every radius is stored with it."""
+    """Its name in results, stored with every radius; for ours, the name of the file."""
     title: ClassVar[str]
-    """In tables and keys: "smoothing"."""
+    """Its name in tables and keys: "smoothing"."""
     word: ClassVar[str]
     """What its radius may be called: "estimated radius", "certified radius"."""
     sound: ClassVar[bool]
@@ -88,11 +88,15 @@ class Certificate(ABC):
         return f"{self.word} ({100 * (1 - self.alpha):.6g} %)" if self.alpha else self.word
 
     def described(self) -> str:
-        """Its line in the preflight."""
+        """Its line in the preflight: name and meaning."""
         return f"{self.name}: {self.meaning}"
 
     def check_head(self, head: type[Head], method: str) -> None:  # noqa: B027
         """Refuse the head of a training method. Called before anything is decoded.
+
+        Args:
+            head: its class.
+            method: the method's title.
 
         Raises:
             BadInputError: the head is none that it can vouch for.
@@ -102,7 +106,9 @@ class Certificate(ABC):
         """Refuse an encoder. Called before anything is decoded.
 
         Args:
-            encoder: by name. lipschitz: whether it is 1-Lipschitz by construction.
+            modality: its name.
+            encoder: its name, or `package.module:Name`.
+            lipschitz: whether it is 1-Lipschitz by construction.
 
         Raises:
             BadInputError: the encoder is none that it can vouch for.
@@ -110,6 +116,9 @@ class Certificate(ABC):
 
     def check_modalities(self, modalities: Sequence[str]) -> None:  # noqa: B027
         """Refuse a model's modalities. Called before anything is decoded.
+
+        Args:
+            modalities: their names.
 
         Raises:
             BadInputError: its settings do not fit them.
@@ -119,6 +128,7 @@ class Certificate(ABC):
         """What step 2 needs to maximise this certificate's mean radius; None where that is not possible.
 
         Args:
+            model: after step 1.
             tau: τ̂ from training clips, `(M, K)`, on the CPU.
         """
         return None
@@ -135,8 +145,10 @@ class Certificate(ABC):
         """Attack inside the radii: ball name to `Audit`.
 
         Args:
+            model: the model that the radii are of.
             batches: the clips of `radii`, in their order.
-            results: of a `ClipCertificate`, what it found for each of them; otherwise empty.
+            radii: of these clips.
+            results: what a `ClipCertificate` found for each of them; empty for a `ScoreCertificate`.
             plan: the attack, how hard it tries, and its seed.
             progress: counts clips.
         """
@@ -147,7 +159,7 @@ class Certificate(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreCertificate(Certificate):
-    """A certificate by arithmetic on the scores of all clips, which are computed once."""
+    """A certificate that needs no more of a clip than its scores, which are computed once for all certificates."""
 
     needs_tau: ClassVar[bool] = False
     """Whether it needs gradients of training clips."""
@@ -157,6 +169,7 @@ class ScoreCertificate(Certificate):
         """What the radii of all clips rest on.
 
         Args:
+            model: in evaluation mode.
             tau: τ̂ from training clips; None only where `needs_tau` is False.
 
         Raises:
@@ -168,7 +181,10 @@ class ScoreCertificate(Certificate):
         """The radii of N clips.
 
         Args:
-            scores: `(N, M, K)`. labels: `(N,)`.
+            model: in evaluation mode.
+            scores: s, `(N, M, K)`.
+            labels: y, `(N,)`.
+            basis: what `basis` gave for this model.
         """
 
 
@@ -182,7 +198,11 @@ class ClipCertificate(Certificate):
 
     @abstractmethod
     def settings(self, seed: int) -> dict[str, Any]:
-        """What the radii rest on, as JSON can hold it; results of other settings are not gone on with."""
+        """What the radii rest on, as JSON can hold it; stored results of other settings are not used again.
+
+        Args:
+            seed: of the random numbers.
+        """
 
     @abstractmethod
     def certify(
@@ -197,10 +217,18 @@ class ClipCertificate(Certificate):
         """One `result` for every clip, in order, as soon as it is known.
 
         Args:
-            done: results of earlier clips by id, of this very model and these settings; they come out as they are.
+            model: in evaluation mode.
+            batches: labelled clips with ids.
+            seed: of the random numbers.
+            done: clip id to its result from an earlier run of this very model and these settings: given out unchanged.
             progress: counts clips.
         """
 
     @abstractmethod
     def radii(self, model: MultiModalModel, results: Sequence[Any]) -> Radii:
-        """The radii of N clips."""
+        """The radii of N clips.
+
+        Args:
+            model: in evaluation mode.
+            results: one `result` for each clip.
+        """

@@ -24,8 +24,16 @@ NAME = "estimate"
 
 
 @torch.no_grad()
-def pair_constants(head: Head, constants: GradientConstants) -> Tensor:
-    """η̂, `(M, K, K)`: |a_y| τ̂_y + |a_j| τ̂_j (OrthogonalHead), or of the score difference (a = 1)."""
+def estimated_pair_constants(head: Head, constants: GradientConstants) -> Tensor:
+    """η̂, `(M, K, K)`: |a_y| τ̂_y + |a_j| τ̂_j (OrthogonalHead), or that of the score difference (a = 1).
+
+    Args:
+        head: the model's.
+        constants: what `gradient_constants` gave for the model.
+
+    Raises:
+        BadInputError: a head with a = 1 without the constants of pairs.
+    """
     if not isinstance(head, OrthogonalHead):
         if constants.pair is None:
             raise BadInputError(f"the radius of a {type(head).__name__} needs gradient_constants(..., pairs=True)")
@@ -38,9 +46,16 @@ def pair_constants(head: Head, constants: GradientConstants) -> Tensor:
 def estimated_radii(
     head: Head, scores: Tensor, labels: Tensor, constants: GradientConstants, *, runner_up_only: bool = False
 ) -> Radii:
-    """Estimated radii of inputs with uni-modal scores s `(N, M, K)` and labels `(N,)`.
+    """Estimated radii of N inputs, in ℓ2 and in the space of each modality.
 
     On linear encoders they never exceed the exact distance to the decision boundary, and equal it for a ConcatHead.
+
+    Args:
+        head: the model's.
+        scores: the inputs' uni-modal scores s, `(N, M, K)`.
+        labels: y, `(N,)`, int64.
+        constants: what `gradient_constants` gave for training clips.
+        runner_up_only: as in `crmt.certificates.radius.radii`.
 
     Raises:
         BadInputError: labels out of range, or a head with a = 1 without the constants of pairs.
@@ -61,13 +76,13 @@ def estimated_radii(
         head.integration.to(scores) * scores,  # scores are often kept on the CPU
         head.bias.to(scores),
         labels,
-        pair_constants(head, constants).to(scores),
+        estimated_pair_constants(head, constants).to(scores),
         runner_up_only=runner_up_only,
     )
 
 
 _JACOBIAN_ELEMENTS = 32 * 2**20
-"""In float64, held at once."""
+"""Numbers of the Jacobians, in float64, that are held at once: 256 MB."""
 
 
 def _class_gradients(model: MultiModalModel, inputs: dict[str, Tensor]) -> Iterator[list[Tensor]]:
@@ -92,6 +107,10 @@ def score_gram(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
     """⟨∇ s_k^(m), ∇ s_l^(m)⟩ for every input: `(B, M, K, K)`, float64; its diagonal is ‖∇ s_k^(m)‖².
 
     In float32 the differences of its entries lose what nearly equal gradients differ by.
+
+    Args:
+        model: in evaluation mode.
+        inputs: x, `(B, *shape)` of every modality.
     """
     grams = []
     for gradients in zip(*_class_gradients(model, inputs), strict=True):
@@ -101,7 +120,12 @@ def score_gram(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def score_norms(model: MultiModalModel, inputs: dict[str, Tensor]) -> Tensor:
-    """‖∇ s_k^(m)‖₂ for every input, `(B, M, K)`, without ever holding more than one class's gradients."""
+    """‖∇ s_k^(m)‖₂ for every input, `(B, M, K)`, without ever holding more than one class's gradients.
+
+    Args:
+        model: in evaluation mode.
+        inputs: x, `(B, *shape)` of every modality.
+    """
     norms = [torch.stack([g.norm(dim=1) for g in gradients], dim=1) for gradients in _class_gradients(model, inputs)]
     return torch.stack(norms, dim=2)
 
@@ -115,6 +139,8 @@ def gradient_constants(
     yet it stays an estimate, a LOWER bound of the true constant.
 
     Args:
+        model: in any mode; it is measured in evaluation mode and left as it was.
+        batches: labelled training clips, on the model's device.
         pairs: also keep the constants of score differences; default: for every head but an OrthogonalHead.
 
     Raises:

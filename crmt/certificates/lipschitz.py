@@ -27,11 +27,13 @@ TOLERANCE = 1e-3
 OVERSAMPLING = 8
 """Frequencies of each axis at which a convolution's transfer matrix is evaluated, over the degree of its square."""
 LARGEST_OFFSET = 1e2
-"""Length of what a float32 layer may map 0 to: rounding is relative to all of it, also to what the head never sees."""
+"""The longest vector that a float32 layer may map 0 to: rounding grows with it, even where the head ignores it."""
 STARTS, ITERATIONS = 4, 50
+"""Random starts of the power iteration, and the most steps that it takes."""
 ROUNDING = {torch.float64: 1e-13, torch.float32: 5e-5}
-"""Times 1 + the scale of the scores, taken from every margin: the model is certified in exact arithmetic and runs in
-rounded. On avdigits float32 moves a logit by up to 2e-6, here and at the attacked input; other types are refused."""
+"""This times (1 + the scale of the scores) is taken from every margin: the certificate holds in exact arithmetic, and
+the model runs in rounded. On avdigits float32 moves a logit by up to 2e-6, here and at the attacked input. Other types
+are refused."""
 
 
 def lipschitz_constants(model: MultiModalModel) -> Tensor:
@@ -42,6 +44,9 @@ def lipschitz_constants(model: MultiModalModel) -> Tensor:
     (`nn.utils.weight_norm` is one; parametrisations are not). Dense layers: the largest singular
     value. Convolutions: an upper bound over all frequencies (`conv_bound`), refused beforehand where power iteration
     on the feature map itself, a lower bound, is above 1 + TOLERANCE. The bounds of the layers are multiplied.
+
+    Args:
+        model: verified with the weights that it has now.
 
     Raises:
         BadInputError: an encoder has a layer whose constant is not known, or a hook, or arithmetic is set to less than
@@ -135,7 +140,7 @@ def _one(module: nn.Module, x: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def _group_sort(module: nn.Module, x: Tensor) -> Tensor:
-    """deel-torchlip multiplies by the coefficient that it was given: here, but not in its InvertibleDownSampling."""
+    """deel-torchlip's GroupSort multiplies by its Lipschitz coefficient; its InvertibleDownSampling does not."""
     return x.new_tensor(float(module._coefficient_lip), dtype=torch.float64).abs()  # type: ignore[arg-type]
 
 
@@ -166,12 +171,15 @@ _BOUNDS |= dict.fromkeys(
 
 
 def conv_bound(kernel: Tensor) -> Tensor:
-    """An upper bound of a convolution's norm on a map of any size, with zeros around, circular or strided.
+    """An upper bound of a convolution's norm on a map of any size, with zero or circular padding, strided or not.
 
     At most sup_θ ‖F(θ)‖ with the transfer matrix F(θ) = Σ_ab K_ab e^{i(aθ₁ + bθ₂)}. With c in the middle of the
     spectra of FᴴF, ‖F‖² ≤ c + sup ‖FᴴF − c I‖, and a trigonometric polynomial of degree d < N / 2 in each variable
     is at most 1 / (1 − 2d/N) times its largest value on an N × N grid (Pfister & Bresler, 2018). For an orthogonal
     convolution FᴴF is constant, so the bound is 1 up to rounding. Also at most √(k₁k₂) ‖K as a matrix‖.
+
+    Args:
+        kernel: K, `(C_out, C_in, k₁, k₂)`.
     """
     k = kernel.double()
     height, width = k.shape[-2:]
@@ -189,7 +197,12 @@ def conv_bound(kernel: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def power_iteration(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """The convolution's norm on maps of the shape of `x`, from below: the best of several starts, in float64."""
+    """A lower bound of a convolution's norm on feature maps: the best of several starts, in float64.
+
+    Args:
+        module: the convolution.
+        x: a feature map, `(1, C, H, W)`; only its shape and device count.
+    """
     weight = module.weight.detach().double()
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(STARTS, *x.shape[1:], dtype=torch.float64, generator=generator).to(x.device)
@@ -206,12 +219,15 @@ def power_iteration(module: nn.Conv2d, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def lipschitz_radii(head: Head, scores: Tensor, labels: Tensor, constants: Tensor) -> Radii:
-    """Certified radii in the raw spaces, of inputs with uni-modal scores s `(N, M, K)` and labels `(N,)`.
+    """Certified radii of N inputs, in ℓ2 and in the raw space of each modality.
 
     η_{y,j}^(m) = L_m ‖a_y W_y − a_j W_j‖ with the head's actual rows: L_m sqrt(a_y² + a_j²) for an OrthogonalHead,
     L_m ‖W_y − W_j‖ for a ConcatHead.
 
     Args:
+        head: the model's.
+        scores: the inputs' uni-modal scores s, `(N, M, K)`, float32 or float64.
+        labels: y, `(N,)`, int64.
         constants: L_m, `(M,)`, of `lipschitz_constants`.
 
     Raises:
@@ -241,13 +257,18 @@ def lipschitz_radii(head: Head, scores: Tensor, labels: Tensor, constants: Tenso
         contributions - slack[:, None, :],
         bias,
         labels,
-        pair_constants(head, constants).to(scores.device),
+        lipschitz_pair_constants(head, constants).to(scores.device),
     )
 
 
 @torch.no_grad()
-def pair_constants(head: Head, constants: Tensor) -> Tensor:
-    """η, `(M, K, K)`, float64: L_m ‖a_y W_y − a_j W_j‖."""
+def lipschitz_pair_constants(head: Head, constants: Tensor) -> Tensor:
+    """η, `(M, K, K)`, float64: L_m ‖a_y W_y − a_j W_j‖.
+
+    Args:
+        head: a ConcatHead or an OrthogonalHead.
+        constants: L_m, `(M,)`, of `lipschitz_constants`.
+    """
     distances = []
     for i, name in enumerate(head.modalities):
         rows = head.integration[i].double()[:, None] * head.weight(name).double()

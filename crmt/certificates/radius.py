@@ -18,7 +18,7 @@ class Radii:
     """Radii of N inputs, in ℓ2 and in the space of each modality; never to be shown without `certificate`."""
 
     certificate: str
-    """By its name: whether it is sound, its class says."""
+    """The name of the certificate; its class says whether it is sound."""
     modalities: tuple[str, ...]
     joint: Tensor
     """r(x), `(N,)`; 0 where the prediction is wrong."""
@@ -27,7 +27,7 @@ class Radii:
     indicator: Tensor
     """η^(m) at the class that attains r(x), `(N, M)`: the vulnerability indicator."""
     smoothed: bool = False
-    """Whether they are of a smoothed classifier instead of the model: attacks on the model say nothing about them."""
+    """Whether these radii are of a smoothed classifier: then attacks on the model itself say nothing about them."""
 
 
 def pairwise_radii(contributions: Tensor, bias: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def pairwise_radii(contributions: Tensor, bias: Tensor, labels: Tensor, constant
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Division in which 0 below means that nothing moves the numerator: ±inf, and 0 / 0 is 0. NaN stays NaN."""
+    """Division in which a denominator of 0 means that nothing moves the numerator: ±inf, and 0 / 0 is 0. NaN stays."""
     tiny = torch.finfo(numerator.dtype).tiny
     unmoved = torch.where(numerator == 0, torch.zeros_like(numerator), numerator.sign() * float("inf"))
     return torch.where(denominator <= tiny, unmoved, numerator / denominator.clamp_min(tiny))
@@ -66,10 +66,18 @@ def radii(
     *,
     runner_up_only: bool = False,
 ) -> Radii:
-    """Joint and uni-modal radii and indicators; arguments as in `pairwise_radii`.
+    """Joint and uni-modal radii and indicators of N inputs.
 
     The minimum is over all j ≠ y: denominators differ by class, so the runner-up need not attain it.
-    `runner_up_only` takes the paper's runner-up instead, for comparison; it can overstate the radius.
+
+    Args:
+        certificate: the name that the radii carry.
+        modalities: the names of the M modalities, in the order of the tensors.
+        contributions: as in `pairwise_radii`, like `bias`, `labels` and `constants`.
+        bias: b, `(K,)`.
+        labels: y, `(N,)`, int64.
+        constants: η, `(M, K, K)`.
+        runner_up_only: take the paper's runner-up instead of the minimum, for comparison; it can overstate the radius.
 
     Raises:
         BadInputError: labels out of range.
@@ -79,6 +87,7 @@ def radii(
     contributions, bias, constants = wide(contributions), wide(bias), wide(constants)
     logits = contributions.sum(1) + bias
     gap = logits.gather(1, labels[:, None]) - logits
+    # (N, K) masks: the label itself, and the classes whose boundary counts
     own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     wrong = ~(gap.masked_fill(own, float("inf")) > 0).all(1)  # NaN is wrong too
     allowed = ~own
@@ -101,7 +110,7 @@ def radii(
 
 
 def _warn_of_infinite(modalities: tuple[str, ...], constants: Tensor, joint: Tensor) -> None:
-    """Say that a radius without end is no robustness: most often a gradient that does not get through."""
+    """Warn that an infinite radius is hardly ever robustness: most often a gradient does not reach the input."""
     if constants.shape[1] < 2:  # a single class is never left
         return
     other = ~torch.eye(constants.shape[1], dtype=torch.bool, device=constants.device)

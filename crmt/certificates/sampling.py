@@ -79,6 +79,9 @@ class SmoothingSettings:
     def check_model(self, model: MultiModalModel) -> None:
         """Refuse settings whose modalities are not the model's.
 
+        Args:
+            model: the one to be smoothed.
+
         Raises:
             BadInputError: names the modalities of both.
         """
@@ -107,11 +110,17 @@ class SmoothedClip:
     sigmas: Mapping[str, float] | None = None
     """σ_m of the noise; None in a result of an older version."""
     weights: str | None = None
-    """`crmt.checkpoint.digest_of` the model; None as above."""
+    """`crmt.checkpoint.digest_of` the model; None in a result of an older version."""
 
 
 def probability_bound(count: int, n: int, alpha: float) -> float:
-    """The one-sided Clopper–Pearson lower bound of a probability that gave `count` successes in `n` trials."""
+    """The one-sided Clopper–Pearson lower bound of a probability, from a number of trials.
+
+    Args:
+        count: successes.
+        n: trials.
+        alpha: the probability that the bound is above the truth.
+    """
     return 0.0 if count == 0 else float(betaincinv(count, n - count + 1, alpha))
 
 
@@ -131,7 +140,12 @@ def least_n(alpha: float) -> int:
 
 
 def generator_of(device: torch.device, *key: str | int) -> torch.Generator:
-    """A generator that depends on `key` alone: the order of clips, their batches and the workers change nothing."""
+    """A generator that depends on `key` alone, so that the order of clips, batches and workers change nothing.
+
+    Args:
+        device: where it draws.
+        key: seed, what the noise is for, clip id.
+    """
     digest = sha256("\0".join(map(str, key)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -142,7 +156,10 @@ def noisy_copies(
     """`count` copies of one clip under Gaussian noise, `(count, *shape)` each.
 
     Args:
-        clip: `(*shape)` of every modality. generator: on the clip's device, so that CUDA draws at its own speed.
+        clip: x, `(*shape)` of every modality.
+        sigmas: σ_m by modality, in its space.
+        count: how many copies.
+        generator: on the clip's device, so that a GPU makes its own noise.
     """
     copies = {m: x.new_empty((count, *x.shape)) for m, x in clip.items()}
     for i in range(count):  # copy by copy: one large draw would give copy i other noise when `count` changes
@@ -175,12 +192,17 @@ def smooth_clip(
     stream: str = "certify",
     weights: str | None = None,
 ) -> SmoothedClip:
-    """Certify one clip: `(*shape)` of every modality (Cohen et al., 2019, CERTIFY).
+    """Certify one clip (Cohen et al., 2019, CERTIFY).
 
     The n0 copies that choose the class are not among the n that bound its probability, as the theorem wants.
 
     Args:
-        name: the clip's id. stream: another one draws other noise for the same clip.
+        model: the base classifier f.
+        clip: x, `(*shape)` of every modality.
+        label: y, stored with the result.
+        settings: noise, numbers of copies and α.
+        name: the clip's id, on which its noise depends.
+        stream: another text gives other noise for the same clip.
         weights: `digest_of(model)`, where it is known already.
     """
     generator = generator_of(next(iter(clip.values())).device, settings.seed, stream, name)
@@ -202,16 +224,18 @@ def smooth(
     done: Mapping[str, SmoothedClip] | None = None,
     progress: Progress = silent,
 ) -> Iterator[SmoothedClip]:
-    """Every clip of `batches`, in order, as soon as it is known: store each as it comes, and an interruption loses one.
+    """The result of every clip, in order, as soon as it is known: who stores each as it comes loses no more than one.
 
     A clip's noise depends on (seed, clip id) alone, and a forward pass holds copies of one clip only. So a resumed run
     gives the numbers that an uninterrupted one gives, whatever the order, batches or workers, on the same kind of
     device (a GPU draws other noise than a CPU).
 
     Args:
-        batches: where they have no ids, a clip's running index is its id.
-        done: clips of an earlier run by id, of the same model and settings; they come out as they are.
-        progress: counts clips.
+        model: the base classifier f.
+        batches: labelled clips; where they have no ids, a clip's running index is its id.
+        settings: noise, numbers of copies and α.
+        done: clip id to its result from an earlier run of the same model and settings: given out unchanged.
+        progress: called with 1 after each clip.
 
     Raises:
         BadInputError: modalities that differ from the model's, a NaN or infinity in an input, a label out of range, the
@@ -292,6 +316,11 @@ def smoothed_radii(clips: Sequence[SmoothedClip], modalities: Sequence[str], sig
     `Radii.indicator` is 1 / σ_m, which is what r^(m) = R / η^(m) makes of η: it says nothing about the model, and
     tables leave it out.
 
+    Args:
+        clips: what `smooth` gave.
+        modalities: the model's, in their order.
+        sigmas: σ_m by modality, in its space.
+
     Raises:
         BadInputError: a modality without a sigma.
     """
@@ -315,5 +344,6 @@ def certified_accuracy(radius: Tensor, epsilons: Sequence[float]) -> list[float]
 
     Args:
         radius: `(N,)`, 0 where the prediction is wrong or abstained: such a clip is a failure at ε = 0 too.
+        epsilons: the ε, in units of `radius`.
     """
     return [float(((radius > 0) & (radius >= e)).double().mean()) for e in epsilons]

@@ -32,11 +32,11 @@ class Smoothing(ClipCertificate):
     result = SmoothedClip
 
     sigmas: dict[str, float] = field(default_factory=dict)
-    """modality: deviation of the noise, in its space; every modality of the model needs one."""
+    """Modality to the deviation of its noise, in its space; every modality of the model needs one."""
     n0: int = 100
     """Noisy copies that choose the class."""
     n: int = 1000
-    """Noisy copies that bound its probability."""
+    """Further noisy copies, that bound the probability of that class."""
     alpha: float = 0.001
     """Each radius holds with probability 1 - alpha."""
     samples: int | None = 100
@@ -49,7 +49,7 @@ class Smoothing(ClipCertificate):
         SmoothingSettings(sigmas=self.sigmas or {"none": 1.0}, n0=self.n0, n=self.n, alpha=self.alpha)
 
     def described(self) -> str:
-        """With how far it can reach."""
+        """Its line in the preflight, with the largest radius that it can certify."""
         furthest = min(self.sigmas.values()) * largest_radius(self.n, self.alpha)
         return f"{super().described()} (sigma {self.sigmas}, n {self.n}: no joint radius beyond {furthest:.2f})"
 
@@ -95,7 +95,7 @@ class Smoothing(ClipCertificate):
         plan: AuditPlan,
         progress: Progress = silent,
     ) -> dict[str, Audit]:
-        """By PGD on the mean over the noise, whatever attack the plan names."""
+        """Attack by PGD on the mean over the noise, whatever attack the plan names; arguments as in `Certificate`."""
         return audit_smoothing(
             model,
             batches,

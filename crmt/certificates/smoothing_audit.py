@@ -33,6 +33,15 @@ class Smoothed(nn.Module):
 
     `logits` are the log of the mean probability (Salman et al., NeurIPS 2019); scores and features are means. Attacks
     take it as they take a model, and then average their gradients over the noise (Athalye et al., ICML 2018).
+
+    Args:
+        model: the base classifier f.
+        sigmas: σ_m by modality, in its space.
+        draws: how many noises are averaged over.
+        generator: gives the noise, on the model's device.
+
+    Raises:
+        BadInputError: draws below 1.
     """
 
     def __init__(
@@ -45,13 +54,17 @@ class Smoothed(nn.Module):
         self.modalities = model.modalities
         self.draws = draws
         like = model.head.bias
-        nothing = {n: torch.zeros(m.shape, dtype=like.dtype, device=like.device) for n, m in model.modalities.items()}
-        for name, noise in noisy_copies(nothing, sigmas, draws, generator).items():
+        zeros = {n: torch.zeros(m.shape, dtype=like.dtype, device=like.device) for n, m in model.modalities.items()}
+        for name, noise in noisy_copies(zeros, sigmas, draws, generator).items():
             self.register_buffer(f"_{name}_noise", noise, persistent=False)
         self.train(model.training)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Output:
-        """Inputs `(B, *shape)`; runs the model on B × draws copies."""
+        """The mean outputs over the noise; runs the model on B × draws copies.
+
+        Args:
+            inputs: x, `(B, *shape)` of every modality.
+        """
         copies = {n: (inputs[n][:, None] + getattr(self, f"_{n}_noise")).flatten(0, 1) for n in self.modalities}
         logits, scores, features = self.model(copies)
 
@@ -80,9 +93,15 @@ def audit_smoothing(
     majority by chance among few copies does not count. `violations_allowed` says how many a sound certificate may show.
 
     Args:
-        batches: of the clips, in their order, inside their boxes. clips: what `smooth` gave for them.
-        draws: noise that the attack averages over; a forward pass holds at most `settings.batch` copies.
-        progress: counts clips.
+        model: the base classifier f.
+        batches: labelled clips, in the order of `clips`, inside their boxes.
+        clips: what `smooth` gave for them.
+        settings: those of the certificate.
+        steps: steps of every run of PGD.
+        restarts: runs of PGD.
+        draws: noises that the attack averages over; a forward pass holds at most `settings.batch` copies.
+        seed: fixes the attack's noise and starts; not the seed of the certificate.
+        progress: called with the number of clips after each part of a batch.
 
     Raises:
         BadInputError: clips that are not those of the inputs, modalities that differ, counts below 1.
@@ -158,5 +177,7 @@ def violations_allowed(clips: int, alpha: float, level: float = 0.999) -> int:
     Args:
         clips: ALL that were smoothed. α bounds wrong certificates among all clips, not among those certified: many
             clips near p_A = 1/2 give few certificates, and those are wrong more often than α.
+        alpha: the probability, per clip, that a certificate is wrong.
+        level: the probability with which chance gives no more violations than that.
     """
     return int(binom.ppf(level, clips, min(1.0, 2 * alpha)))

@@ -28,7 +28,7 @@ Given = str | Mapping[str, Any]
 
 
 def encoder_names() -> list[str]:
-    """The names of ours."""
+    """The names of the encoders in this folder."""
     return DOOR.names()
 
 
@@ -39,7 +39,10 @@ def is_foreign(given: Given) -> bool:
 
 
 def find_encoder(name: str) -> Callable[..., nn.Module]:
-    """What builds the encoder of that name.
+    """The class or function that builds an encoder.
+
+    Args:
+        name: one of `encoder_names()`, `timm:NAME`, or `package.module:Name` of the user's own code.
 
     Raises:
         BadInputError: no such encoder; the message lists ours.
@@ -56,7 +59,7 @@ def find_encoder(name: str) -> Callable[..., nn.Module]:
 
 
 def declared_lipschitz(name: str) -> bool:
-    """Whether what builds the encoder `name` says of it that it is 1-Lipschitz: what the certificate asks first."""
+    """Whether an encoder's class or function says that it is 1-Lipschitz. The certificate verifies it later."""
     return bool(getattr(find_encoder(name), "lipschitz", False))
 
 
@@ -98,7 +101,7 @@ def _of_modality(text: str, name: str) -> str:
 
 
 def _check_arguments(factory: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that the encoder does not take, before it runs: an error inside of it is another matter."""
+    """Refuse arguments that the encoder does not take before it is called, so that errors inside of it stay its own."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # written in C: it says so itself

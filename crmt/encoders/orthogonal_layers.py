@@ -78,7 +78,7 @@ def orthogonal_linear(features_in: int, features_out: int) -> nn.Linear:
 
 
 def orthogonal_conv(channels_in: int, channels_out: int, kernel_size: int = 3) -> nn.Conv2d:
-    """A 1 × 1 or 3 × 3 convolution, stride 1, zeros around, that is orthogonal but for the border."""
+    """A 1 × 1 or 3 × 3 convolution with stride 1 and zero padding, orthogonal except at the border."""
     layer = nn.Conv2d(channels_in, channels_out, kernel_size, padding=kernel_size // 2)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

@@ -39,8 +39,8 @@ class TimmEncoder(nn.Module):
     standardised: weights that were trained on pictures expect a mean of 0 and a deviation of 1 there, too.
 
     Args:
-        trunk: of timm.create_model with num_classes=0.
-        width: of its features; a linear layer follows where that is not `features`.
+        trunk: what timm.create_model gives with num_classes=0.
+        width: the number of its features; a linear layer follows where that is not `features`.
         mean, std: by channel, of raw pixels in [0, 1]; what timm's data configuration says.
     """
 
@@ -64,7 +64,7 @@ class TimmEncoder(nn.Module):
             own = (torch.tensor(values)[:, None, None] for values in (modality.mean, modality.std, mean, std))
             clip_mean, clip_std, mean_here, std_here = own
             scale, shift = clip_std / std_here, (clip_mean - mean_here) / std_here
-        # in the checkpoint, since another version of timm may say other numbers
+        # kept in the checkpoint, since another version of timm may give other numbers
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
@@ -86,7 +86,7 @@ def timm_encoder(name: str) -> Callable[..., nn.Module]:
     """What builds the encoder `timm:NAME`.
 
     Args:
-        name: of a model that timm.list_models() lists, without a place on the network before it.
+        name: a model that timm.list_models() lists, without a prefix that names a place on the network.
 
     Raises:
         BadInputError: timm is not installed or not with this torch, or has no such model.

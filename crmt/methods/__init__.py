@@ -59,7 +59,7 @@ def create(name: str, **settings: Any) -> Method:
     `CRMTWarning` says so.
 
     Args:
-        name: of ours (`method_names()`), or `package.module:Name`.
+        name: one of `method_names()`, or `package.module:Name` of the user's own code.
         settings: its hyperparameters: `method_class(name).parameters()`.
 
     Raises:
@@ -81,7 +81,7 @@ def create(name: str, **settings: Any) -> Method:
 
 
 SHORT_NAMES = {"eps": "epsilon", "steps": "attack_steps", "alpha": "mixup_alpha", "lambda": "rho"}
-"""What people also call a setting."""
+"""Other names that people use for a setting."""
 
 
 def _nearest(unknown: str, kind: type[Method]) -> str:

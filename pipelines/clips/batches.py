@@ -22,9 +22,9 @@ import torch
 from crmt.errors import BadInputError
 from crmt.modality import Batch, Modality
 from pipelines.clips.cache import ClipCache
-from pipelines.clips.draws import Draws
 from pipelines.clips.kinds import ModalityMeta, check_modalities, kinds_of
 from pipelines.clips.placement import Placement
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.clips.rows import decode_rows, present_column, statistics
 from pipelines.clips.transform import Transform
 from pipelines.config.schema import DataConfig
@@ -55,7 +55,7 @@ def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> t
 
 
 def expected_modalities(data: DataConfig, names: Sequence[str]) -> tuple[Modality, ...]:
-    """The same before anything is decoded: shapes, boxes and spaces as they will be, means 0 and deviations 1.
+    """`modalities_of` before anything is decoded: shapes, boxes and spaces as they will be, means 0 and deviations 1.
 
     Raises:
         BadInputError: a modality that data.modalities does not declare, or a wrong declaration.
@@ -80,6 +80,10 @@ class ClipTable:
 
 def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
     """Decode the whole cache in Ray Data tasks.
+
+    Args:
+        cache: the decoded set.
+        names: the modalities that are wanted.
 
     Raises:
         BadInputError: the cache holds no clip.
@@ -117,15 +121,27 @@ class Clips(Protocol):
     def transform(self) -> Transform: ...
 
     def count(self, split: str) -> int:
-        """Clips of a split, over all ranks."""
+        """The number of clips of a split, over all ranks."""
         ...
 
     def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """One epoch's augmented batches; `batch_size` is global. The last, smaller batch is dropped."""
+        """This rank's share of one epoch's augmented batches. The last, smaller batch is dropped.
+
+        Args:
+            epoch: counted from 1; with the seed it fixes order and augmentation.
+            batch_size: clips in a batch over all ranks.
+            seed: fixes order and augmentation.
+        """
         ...
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
-        """This rank's share of a split, plain; at most `limit` clips over all ranks, chosen by `seed`."""
+        """This rank's share of a split, in a fixed order and without augmentation.
+
+        Args:
+            split: its name.
+            limit: at most this many clips over all ranks; None: all.
+            seed: fixes which.
+        """
         ...
 
 
@@ -166,8 +182,8 @@ class MemoryClips:
         order = np.random.default_rng([seed, epoch]).permutation(rows)
         for step in range(len(order) // batch_size):
             whole = order[step * batch_size : (step + 1) * batch_size]
-            draws = self.transform.draw(batch_size, (seed, epoch, step))
-            yield self._batch(self.place.mine(whole), draws.mine(self.place))
+            choices = self.transform.draw(batch_size, (seed, epoch, step))
+            yield self._batch(self.place.mine(whole), choices.mine(self.place))
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
         rows = np.flatnonzero(self.table.splits == split)
@@ -175,10 +191,10 @@ class MemoryClips:
         for start in range(0, len(rows), EVALUATION_BATCH):
             yield self._batch(rows[start : start + EVALUATION_BATCH], None)
 
-    def _batch(self, rows: np.ndarray, draws: Draws | None) -> Batch:
+    def _batch(self, rows: np.ndarray, choices: RandomChoices | None) -> Batch:
         arrays = {m: a[rows] for m, a in self.table.arrays.items()}
         labels = torch.from_numpy(self.table.labels[rows]).to(self.place.device)
-        return Batch(self.transform(arrays, draws, self.place.device), labels, tuple(self.table.ids[rows].tolist()))
+        return Batch(self.transform(arrays, choices, self.place.device), labels, tuple(self.table.ids[rows].tolist()))
 
 
 @dataclass(frozen=True)
@@ -187,15 +203,15 @@ class StreamIndex:
 
     folder: Folder
     paths: tuple[str, ...]
-    """Of the parts, to be opened with `folder.filesystem`."""
+    """The Parquet files to read, opened with `folder.filesystem`."""
     metas: dict[str, ModalityMeta]
-    """Of the modalities that are read."""
+    """By name, how each modality that is read was stored."""
     rows: pd.DataFrame
 
     @staticmethod
     def of(cache: ClipCache, names: Sequence[str]) -> StreamIndex:
         read = partial(pq.read_table, columns=["id", "split"], filesystem=cache.folder.filesystem)
-        with ThreadPoolExecutor(READERS) as pool:  # of a remote cache every part is a journey
+        with ThreadPoolExecutor(READERS) as pool:  # a remote cache takes a request for every part
             parts = [table.to_pandas().assign(part=i) for i, table in enumerate(pool.map(read, cache.parts))]
         metas = {m: cache.modalities[m] for m in names}
         return StreamIndex(cache.folder, cache.parts, metas, pd.concat(parts, ignore_index=True))
@@ -229,8 +245,8 @@ class StreamClips:
         }
         batches = self._read(dealt[self.place.rank], "train", None, local, shuffle)
         for step, arrays in zip(range(steps), batches, strict=False):
-            draws = self.transform.draw(local, (seed, epoch, step, self.place.rank))
-            yield self._batch(arrays, draws)
+            choices = self.transform.draw(local, (seed, epoch, step, self.place.rank))
+            yield self._batch(arrays, choices)
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
         rows = self.index.rows[self.index.rows.split == split].sort_values("id", kind="stable")
@@ -266,9 +282,9 @@ class StreamClips:
         batches = dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2, **shuffle)
         yield from cast(Iterator[dict[str, np.ndarray]], iter(batches))
 
-    def _batch(self, arrays: dict[str, np.ndarray], draws: Draws | None) -> Batch:
+    def _batch(self, arrays: dict[str, np.ndarray], choices: RandomChoices | None) -> Batch:
         labels = torch.from_numpy(np.require(arrays["label"], requirements="W")).to(self.place.device)
-        inputs = self.transform(arrays, draws, self.place.device)
+        inputs = self.transform(arrays, choices, self.place.device)
         return Batch(inputs, labels, tuple(str(i) for i in arrays["id"]))
 
 
@@ -283,7 +299,13 @@ def _decode_wanted(
 
 
 def choose_mode(cache: ClipCache, data: DataConfig, store_bytes: int) -> tuple[str, str]:
-    """`memory` or `stream`, and a sentence that says why."""
+    """How clips reach the trials: `memory` or `stream`, and a sentence that says why.
+
+    Args:
+        cache: the decoded set.
+        data: says which way, or how much of the store the set may take.
+        store_bytes: the smallest object store of the nodes that run trials.
+    """
     size, room = cache.nbytes / 2**20, data.memory_share * store_bytes / 2**20
     if data.mode != "auto":
         return data.mode, f"data.mode is {data.mode} ({size:.0f} MiB decoded)"

@@ -137,7 +137,7 @@ def with_constants(cache: ClipCache, kinds: Mapping[str, Kind]) -> ClipCache:
 
 
 def _contents(index: ClipIndex, column: str) -> Iterable[str]:
-    """What stands for the content of each clip's file, in the order of the index."""
+    """For each clip, its fingerprint or its file's size and time, in the order of the index."""
     if column == PATH and "fingerprint" in index.clips:
         return index.clips["fingerprint"].tolist()
     return map(_file_state, index.clips[column])

@@ -41,12 +41,13 @@ from pipelines.infra.tasks import Piece, only_one, run_pieces
 from pipelines.sources.index import SPLITS, ClipIndex
 
 RETRIED = {"unreadable", "timeout", "failed"}
-"""Reasons of the quarantine that may lie in the machine and not in the clip."""
+"""Reasons of the quarantine whose cause may be the machine and not the clip."""
 _SHARD_CLIPS = 64  # of one task and Parquet part: what a task holds does not grow with the set
 
 
 def look_ahead(data: DataConfig) -> ClipIndex | None:
-    """Known before Ray is started: that the cache can be reached, and the index (`sources.load_without_ray`).
+    """What can be checked before Ray is started: that the cache can be reached, and the list of clips
+    (`sources.load_without_ray`).
 
     It has the columns of data.modalities, and the first arrays are of the shapes that are given there.
 
@@ -101,7 +102,7 @@ def ingest(
 
 
 def _lock_folder(folder: Folder, data: DataConfig) -> Path:
-    """Where the lock of a set lies: in its folder, or for a remote one in a folder that stands for it on this machine.
+    """Where the lock of a set lies: in its folder, or for a remote set in a folder on this machine named after it.
 
     So two machines can decode the same set into one remote cache at the same time. Each writes whole files, equal where
     the clips decode alike: only a clip that runs into data.decode_timeout on one of them alone can be in a part and in

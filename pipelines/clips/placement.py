@@ -20,5 +20,9 @@ class Placement:
     device: torch.device = CPU
 
     def mine(self, rows: np.ndarray) -> np.ndarray:
-        """This rank's share of some rows; the shares of all ranks make the whole."""
+        """This rank's share of some rows; together the shares of all ranks are the whole.
+
+        Args:
+            rows: those of the whole batch or split.
+        """
         return rows[self.rank :: self.world_size]

@@ -46,19 +46,19 @@ class ClipSource:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Clips, decoded and at hand."""
+    """Decoded clips that trials can open."""
 
     cache: ClipCache
     source: ClipSource
     delivery: str
-    """One sentence: how they reach the trials, and why so."""
+    """One sentence: how the clips reach the trials, and why this way."""
 
 
 def prepare(config: RunConfig, say: Callable[[str], None] = print, index: ClipIndex | None = None) -> Prepared:
     """Decode (or find in the cache) the clips of a configuration. Needs a running Ray.
 
     Args:
-        index: of the same configuration, as `ingest.look_ahead` gave it; None: it is loaded here.
+        index: the configuration's list of clips, as `ingest.look_ahead` gave it; None: it is loaded here.
 
     Raises:
         BadInputError: lists or settings that cannot be used. CRMTError: too many clips failed.

@@ -23,7 +23,7 @@ _LACKS = ("no_video", "no_audio", "absent")
 
 
 class ClipError(Exception):
-    """A clip that cannot be used: the file at fault, and why."""
+    """A clip that cannot be used: which file, and why."""
 
     def __init__(self, path: str, reason: str, detail: str) -> None:
         super().__init__(path, reason, detail)
@@ -32,11 +32,11 @@ class ClipError(Exception):
 
 @dataclass
 class _File:
-    """A file of a clip, and the modalities that are read from it in one go."""
+    """A file of a clip, and the modalities that are read from it in one pass."""
 
     column: str
     by_media: dict[str, Kind] = field(default_factory=dict)
-    """What `decode_clip` gives of it; empty where `alone` reads it."""
+    """The modalities that `decode_clip` decodes from it; empty where `alone` reads it."""
     alone: Kind | None = None
 
     @property
@@ -59,10 +59,10 @@ def read_clip(
     """Decode one clip.
 
     Args:
-        clip: its row of the index: the columns that the kinds name.
+        clip: column to file, for the columns that the kinds name.
         kinds: the modalities that are wanted.
         data: how they are decoded.
-        tracks: counts the track that was taken of each file that has several of a kind.
+        tracks: counts, for files with several streams of a kind, which one was taken.
 
     Returns:
         By modality, the array that is stored; None for one that the clip lacks and may lack.

@@ -1,4 +1,4 @@
-"""What a decoded clip looks like as a row of Parquet, both ways; and the sums that the train split's statistics are of.
+"""Decoded clips to rows of Parquet and back, and the sums from which the train split's statistics are computed.
 
 A row holds id, label, split, group and, of every modality, its bytes (null where the clip lacks it) and
 `present_<modality>`. Pictures are a list of JPEGs, one a frame. Flow is one, too, both directions below one another: a
@@ -41,7 +41,12 @@ def schema_of(kinds: Mapping[str, Kind]) -> pa.Schema:
 
 
 def encode_row(arrays: Arrays, kinds: Mapping[str, Kind]) -> dict[str, Any]:
-    """The columns of one clip's modalities."""
+    """The columns of one clip's modalities.
+
+    Args:
+        arrays: modality to its array; one that the clip lacks is left out.
+        kinds: how each is stored.
+    """
     columns: dict[str, Any] = {}
     for name, kind in kinds.items():
         array = arrays[name]
@@ -88,7 +93,7 @@ def _jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def empty_sums(modalities: Mapping[str, Kind]) -> dict[str, dict[str, Any]]:
-    """By modality: how many values a channel, their total and the total of their squares. JSON."""
+    """Modality to the number of values in each channel, their sum and the sum of their squares, as JSON holds them."""
     return {m: {"count": 0, "total": [], "squares": []} for m in modalities}
 
 

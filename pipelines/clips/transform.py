@@ -13,27 +13,32 @@ from torch import Tensor
 
 from crmt.modality import Modality
 from pipelines.clips.cache import ClipCache
-from pipelines.clips.draws import Draws, Group, group_of
 from pipelines.clips.kinds import Kind, kinds_of
+from pipelines.clips.random_choices import ChoiceGroup, RandomChoices, group_of
 from pipelines.clips.rows import present_column
 from pipelines.config.schema import DataConfig
 
-__all__ = ["Draws", "Transform"]
+__all__ = ["RandomChoices", "Transform"]
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Stored arrays ▸ what a model takes."""
+    """Turns stored arrays into what a model takes."""
 
     data: DataConfig
     constants: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By modality whose batches are standardised (sound): mean and deviation; 0 and 1 where not given."""
+    """Modality to the mean and deviation that batches are standardised with (sound only); 0 and 1 where not given."""
     modalities: dict[str, Modality] = field(default_factory=dict)
-    """By modality, what tells the mean that stands in for one that a clip lacks; 0 where not given."""
+    """Modality to what knows its mean, which stands in where a clip lacks it; 0 where not given."""
 
     @staticmethod
     def of(cache: ClipCache, data: DataConfig) -> Transform:
-        """With the statistics of a cache."""
+        """A transform with the statistics of a cache.
+
+        Args:
+            cache: of the clips that the model is trained on.
+            data: declares the modalities.
+        """
         kinds, metas = kinds_of(data), cache.modalities
         constants = {name: (m.mean[0], m.std[0]) for name, m in metas.items() if kinds[name].standardised}
         return Transform(data, constants, {name: kinds[name].modality(meta) for name, meta in metas.items()})
@@ -44,32 +49,45 @@ class Transform:
         return kinds_of(self.data)
 
     @cached_property
-    def groups(self) -> dict[str, Group | None]:
-        """By modality, which others share its random choices."""
+    def groups(self) -> dict[str, ChoiceGroup | None]:
+        """Modality to the group whose random choices it shares."""
         return {name: group_of(kind.column, kind.pictures, self.data) for name, kind in self.kinds.items()}
 
     def front_end(self) -> dict[str, Any]:
-        """What a model's card must say of how its inputs were standardised, as JSON."""
+        """How inputs are standardised, as JSON for a model's card."""
         return {"constants": {name: list(pair) for name, pair in self.constants.items()}}
 
     def with_front_end(self, card: Mapping[str, Any]) -> Transform:
-        """The same, standardising as the model of a card (`front_end` of it) was trained."""
+        """The same transform, but standardising as when a saved model was trained.
+
+        Args:
+            card: what `front_end` gave for that model.
+        """
         if "constants" not in card:  # cards of models from before sound could have another name
-            given = {"audio": (card["audio_mean"], card["audio_std"])}
+            constants = {"audio": (card["audio_mean"], card["audio_std"])}
         else:
-            given = {name: (mean, std) for name, (mean, std) in card["constants"].items()}
-        return replace(self, constants=self.constants | given)
+            constants = {name: (mean, std) for name, (mean, std) in card["constants"].items()}
+        return replace(self, constants=self.constants | constants)
 
-    def draw(self, size: int, seed: Sequence[int]) -> Draws:
+    def draw(self, size: int, seed: Sequence[int]) -> RandomChoices:
         """The random choices of a training batch of `size` clips."""
-        return Draws.draw(size, self.data, seed, self.groups.values())
+        return RandomChoices.draw(size, self.data, seed, self.groups.values())
 
-    def __call__(self, arrays: dict[str, np.ndarray], draws: Draws | None, device: torch.device) -> dict[str, Tensor]:
-        """Inputs on `device`; `draws` None is the plain form: middle candidate, centre crop."""
+    def __call__(
+        self, arrays: dict[str, np.ndarray], choices: RandomChoices | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        """A batch as a model takes it, `(B, *shape)` of every modality in `arrays`.
+
+        Args:
+            arrays: modality to stored values, and `present_<modality>` to which clips have it, `(B,)`.
+            choices: the random choices of a training batch; None: the plain form, middle candidate and centre crop.
+            device: where the work is done and the result lies.
+        """
         inputs: dict[str, Tensor] = {}
         for name in (m for m in self.kinds if m in arrays):
+            # torch wants memory that can be written; arrays in the object store cannot, and are copied
             stored = torch.from_numpy(np.require(arrays[name], requirements=("C", "W"))).to(device)
-            own = None if draws is None else draws.of(self.groups[name])
+            own = None if choices is None else choices.of(self.groups[name])
             values = self.kinds[name].transform(stored, self.constants.get(name, (0.0, 1.0)), own)
             present = arrays.get(present_column(name))
             if present is not None and not present.all():

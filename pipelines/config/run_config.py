@@ -64,7 +64,7 @@ class RunConfig(Section):
         return self
 
     def without_search(self) -> RunConfig:
-        """The same configuration of one trial: nothing searched."""
+        """The same configuration without a search, as for one trial."""
         return self.fixing(self.search)
 
     def training_method(self) -> Method:
@@ -112,8 +112,8 @@ class RunConfig(Section):
         return self.model_copy(update={"search": left, "sweep": sweep})
 
     def start_points(self) -> list[dict[str, Any]]:
-        """`sweep.start_with`, no point twice, each completed: by a field's own value or its method's default, or where
-        that is outside its search entry, by the entry's first."""
+        """The points of `sweep.start_with`, none twice, each with a value for every searched field: where the point has
+        none, the field's own value or its method's default, or if the search cannot give that, the entry's first."""
 
         def own(path: str, space: dict[str, Any], method: str) -> Any:
             value = value_at(self, path)
@@ -130,7 +130,12 @@ class RunConfig(Section):
 
 
 def effective_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The searched parameters, null where the method takes no notice of them."""
+    """The searched parameters; null for those that the method does not take.
+
+    Args:
+        method: its name.
+        params: dotted path to value.
+    """
     if not params:
         return {}
     kind = method_class(method)
@@ -277,7 +282,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, Any]:
-    """`["train.lr=0.1"]` to `{"train.lr": 0.1}`."""
+    """The values of `--set`: `["train.lr=0.1"]` to `{"train.lr": 0.1}`."""
     values: dict[str, Any] = {}
     for item in overrides:
         path, separator, text = item.partition("=")

@@ -23,7 +23,7 @@ def _as_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -56,8 +56,8 @@ class VideoConfig(Section):
     max_seconds: Positive = 3600.0
     """A clip that says it is longer is quarantined as `too_long`."""
     track: TrackNumber = None
-    """Which picture of a clip with several, from 0 and without cover art; left out: the first that is marked default,
-    or the first."""
+    """The number of the video stream to take, from 0, cover art not counted; left out: the first that is marked
+    default, or the first."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> VideoConfig:
@@ -88,7 +88,7 @@ class AudioConfig(Section):
     the log spectrogram of VGGSound's authors, 257 × 1004."""
     sample_rate: Count = 16000
     seconds: Positive = 10.0
-    """Length that is read; shorter sound is padded: with silence (logmel), zeros (fbank), itself (vggsound)."""
+    """Seconds of sound that are read; less is padded: with silence (logmel), zeros (fbank) or itself (vggsound)."""
     n_fft: Count = 1024
     """logmel only, as are window, hop, fmin, fmax and offset."""
     window: Count = 400
@@ -102,13 +102,13 @@ class AudioConfig(Section):
     frames: Count = 1024
     """Spectrogram frames of one input (logmel, fbank); padded or cut at the end."""
     track: TrackNumber = None
-    """Which sound of a clip with several, from 0; left out: the first that is marked default, or the first."""
+    """The number of the audio stream to take, from 0; left out: the first that is marked default, or the first."""
     standardise: Literal["train", "published"] | tuple[float, Positive] = "train"
     """Mean and deviation that batches are standardised with: of the train split, CRMT's for fbank, or these two."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one input: (1, bands, frames)."""
+        """The shape of one input: (1, bands, frames)."""
         return (1, *VGGSOUND_SHAPE) if self.front_end == "vggsound" else (1, self.mels, self.frames)
 
     @model_validator(mode="after")
@@ -149,7 +149,7 @@ class AugmentConfig(Section):
     flip: bool = True
     """Mirror half of the clips left to right."""
     time_shift: Annotated[int, Field(ge=0)] = 0
-    """Audio is shifted by up to so many spectrogram frames either way; the edge frame is repeated."""
+    """The most spectrogram frames by which audio is shifted, either way; the edge frame is repeated."""
     gain: NonNegative = 0.0
     """Audio: a constant drawn from U(-gain, gain) is added to the standardised log-mel."""
 
@@ -181,10 +181,10 @@ class DataConfig(Section):
     """Where decoded clips are kept: a folder (default $CRMT_CACHE or ~/.cache/crmt-sweep), or the URI of one on any
     filesystem of pyarrow (s3://bucket/folder ...), with credentials in the environment of every node."""
     limit: Count | None = None
-    """Use only so many clips of each split, chosen by seed: for a first look at a big set."""
+    """Use only this many clips of each split, chosen by seed: for a first look at a big set."""
     validation_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
     """Share of train's groups (source videos) carved out for validation, unless the list has such a split."""
-    max_failure_share: Share = 0.05
+    max_failure_share: Fraction = 0.05
     """More failed clips than this share stop the run before training, with the counts."""
     decode_timeout: Positive = 60.0
     """Seconds that one clip may take."""
@@ -192,7 +192,7 @@ class DataConfig(Section):
     """A clip without sound, picture or another modality: drop quarantines it; keep stands the train mean in for it."""
     mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: all trials read the decoded set in Ray's object store; stream: from Parquet; auto: by size."""
-    memory_share: Share = 0.5
+    memory_share: Fraction = 0.5
     """auto: share of the object store that the decoded set may take."""
     seed: int = 0
     video: VideoConfig = VideoConfig()
@@ -213,7 +213,7 @@ class DataConfig(Section):
         """The columns of the list of clips that name their files, sorted."""
         return tuple(sorted({m.column for m in self.declared.values()}))
 
-    @model_validator(mode="after")  # of the section, not of the field: a field's error shows what was given
+    @model_validator(mode="after")  # not a check of the field: its error would show all that was given
     def _cache_tells_no_secret(self) -> DataConfig:
         if self.cache is not None and holds_secret(self.cache):
             raise ValueError(

@@ -21,7 +21,7 @@ from crmt.certificates.estimate import Estimate
 from crmt.doors import Door, split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
-from pipelines.config.schema import Count, NonNegative, Positive, Section, Share
+from pipelines.config.schema import Count, Fraction, NonNegative, Positive, Section
 
 
 def _each_once(values: list[Any]) -> list[Any]:
@@ -72,7 +72,7 @@ class Step2Config(Section):
     objective: Literal["clipped", "min", "runner_up"] = "clipped"
     steps: Count = 400
     lr: Positive = 0.02
-    tolerance: Share = 0.01
+    tolerance: Fraction = 0.01
     """A step 2 that lowers validation accuracy by more than this is reported as harmful (it is kept all the same)."""
 
 
@@ -114,12 +114,12 @@ class TrainConfig(_WithMethodFields):
     """Method and optimisation; and, as fields of their own, the hyperparameters of every method (`train.rho` ...)."""
 
     method: str = "crmt_jt"
-    """One of ours, or `package.module:Name` of your own."""
+    """The name of a method in crmt/methods/, or `package.module:Name` of your own code."""
     options: dict[str, Any] = {}
     """Hyperparameters of a method of your own that none of ours has; searched as `train.options.<name>`."""
     epochs: Count = 140
     batch_size: Count = 64
-    """Global: over all workers of a trial."""
+    """Clips in a batch, over all workers of a trial."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -147,7 +147,7 @@ class SelectConfig(Section):
     every: Count = 5
     """Epochs between validations; the last epoch is always validated."""
     samples: Count = 128
-    """Validation clips that are attacked (the first so many of a seeded order)."""
+    """Number of validation clips that are attacked: the first of a seeded order."""
 
 
 class AttackConfig(Section):
@@ -155,29 +155,30 @@ class AttackConfig(Section):
 
     norm: Literal["l2", "linf"] = "l2"
     names: Annotated[list[AttackName], Field(min_length=1), AfterValidator(_each_once)] = ["fgm", "pgd"]
-    """Of crmt/attacks/, or `package.module:Name` of your own code. `auto` runs all of ours but noise, cheapest first,
-    on what still stands."""
+    """Names of attacks in crmt/attacks/, or `package.module:Name` of your own code. `auto` runs all of ours but noise,
+    cheapest first, each on the clips that no attack before it broke."""
     epsilons: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4]
     balls: list[str] = ["joint", "each"]
     """`joint`: one budget over all modalities; `each`: every modality alone; or a modality's name."""
     product: dict[str, Annotated[list[Positive], Field(min_length=1)]] = {}
     """modality: budgets; every combination of them is attacked, each modality within its own budget."""
     loss: Literal["margin", "cross_entropy"] = "margin"
-    """Of FGM and PGD."""
+    """The loss that FGM and PGD raise."""
     steps: Count = 20
-    """Of PGD and the minimal-norm attack; APGD takes twice as many in every run."""
+    """Steps of PGD and of the minimal-norm attack; APGD takes twice as many in every run."""
     restarts: Count = 1
-    """Of PGD, APGD and the minimal-norm attack: the first from the clip, the others from random points of the ball."""
+    """Runs of PGD, APGD and the minimal-norm attack: the first from the clip, the others from random points of the
+    ball."""
     targets: Annotated[int, Field(ge=0)] = 3
     """Classes that apgd_dlr aims at, each in its own run, after an untargeted one."""
     queries: Count = 500
-    """Of the black-box attack Square, a clip and budget."""
+    """Forward passes of the black-box attack Square, for each clip and budget."""
     samples: Count | None = None
     """Test clips that are attacked; all when left out."""
 
 
 class _CertificateFields(Section):
-    """The settings of one certificate, which says itself what it admits."""
+    """The settings of one certificate, which itself checks their values."""
 
     certificate: ClassVar[str]
 
@@ -220,11 +221,12 @@ class CertifyConfig(_WithCertificateSections):
     certificates: Annotated[list[Certificate], AfterValidator(_each_once)] = Field(
         default_factory=_only_the_estimate, min_length=1
     )
-    """Of crmt/certificates/, or `package.module:Name` of your own code (with settings: {path: ..., setting: ...})."""
+    """Names of certificates in crmt/certificates/, or `package.module:Name` of your own code (with settings:
+    {path: ..., setting: ...})."""
     audit_attack: AttackName = "auto"
     audit_steps: Count = 20
     audit_restarts: Count = 2
-    """Runs a clip: one from the clip itself, the others from random points inside its radius."""
+    """Runs for each clip: one from the clip itself, the others from random points inside its radius."""
     audit_samples: Annotated[int, Field(ge=0)] = 128
     """Test clips audited; 0 leaves the audit out, and the result says so."""
 
@@ -237,14 +239,14 @@ class SweepConfig(Section):
     """optuna, random, grid or points (those of `start_with`, and no others); one of Ray's own (hyperopt, bayesopt ...);
     or `package.module:Name`, a Searcher or SearchAlgorithm of Ray, or what makes one."""
     algorithm_options: dict[str, Any] = {}
-    """Its arguments; metric, mode, space, start points, seed and concurrency are set by the sweep."""
+    """Arguments of the algorithm; metric, mode, space, start points, seed and concurrency are set by the sweep."""
     start_with: list[dict[str, Any]] = []
     """Points (dotted path: value) that are tried first."""
     scheduler: str = "asha"
     """asha or none; one of Ray's own (hyperband, median_stopping_rule, pbt ...); or `package.module:Name`, a
     TrialScheduler of Ray, or what makes one. Time is counted in epochs."""
     scheduler_options: dict[str, Any] = {}
-    """Its arguments."""
+    """Arguments of the scheduler."""
     loggers: list[str | dict[str, Any]] | None = None
     """json, csv, tensorboardx, mlflow, wandb, comet, aim, or `package.module:Name` of a Tune callback; with arguments
     as {path: wandb, project: mine}. Left out: those that Tune has of itself (json, csv, tensorboardx)."""
@@ -256,7 +258,7 @@ class SweepConfig(Section):
     gpus_per_worker: NonNegative | None = None
     """Left out: 1 where the cluster has GPUs, else 0."""
     max_concurrent: Count | None = None
-    """Trials side by side; default: as many as the cluster holds."""
+    """How many trials run at once; default: as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=0)] = 1
     """How often one trial is started again after a crash."""
     seed: int = 0

@@ -85,7 +85,7 @@ def check_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """What the disk refuses is a reason of this clip alone."""
+    """Turn an error of the disk into a refusal of this clip alone, so that the other clips go on."""
     try:
         yield
     except OSError as error:
@@ -132,7 +132,7 @@ def check_limits(container: Container, video: VideoConfig) -> None:
 def check_lengths(
     path: Path, container: Container, video_end: float | None, sound_limit: float | None, deadline: float
 ) -> None:
-    """Refuse a clip of which a stream clearly ends before that stream's own declared end.
+    """Refuse a clip in which a stream clearly ends before its own declared end.
 
     `video_end`: where the readable frames end (None: no video). `sound_limit`: to where sound was read (None: not).
     """
@@ -141,7 +141,9 @@ def check_lengths(
         if container.streams > 1:
             _check_any(path, container, max(video_end or 0.0, container.read_end), deadline)
             return
-        declared_video = declared_sound = container.seconds  # of the only stream
+        declared_video = declared_sound = (
+            container.seconds
+        )  # there is only one stream, so the container's duration is its own
     if video_end is not None and declared_video is not None:
         _check_length("video", video_end, declared_video)
     if sound_limit is not None and declared_sound is not None:
@@ -174,12 +176,16 @@ def open_container(
 ) -> Container:
     """What the container holds, and the first `seconds` of its sound as mono float32 (0: none is read).
 
-    The sound is laid on the clip's clock: silence stands where it sets in late or pauses.
+    The sound follows the clip's clock: there is silence where it begins late or pauses.
 
     Args:
-        video_track: which picture to take, cover art not counted, from 0; else the first that is marked default, or the
-            first of all.
-        sound_track: likewise of the sound.
+        path: the clip.
+        sample_rate: of the sound that is returned, in Hz.
+        seconds: how much of the sound is read.
+        deadline: on the clock of time.monotonic.
+        video_track: the number of the video stream to take, from 0, cover art not counted; None: the first that is
+            marked default, or the first of all.
+        sound_track: the number of the audio stream, likewise.
     """
     header, _ = ask_child({"do": "describe", "path": str(path)}, deadline)
     pictures = [s for s in header["streams"] if s["type"] == "video" and not s["cover"]]
@@ -216,7 +222,7 @@ def open_container(
 
 
 def _chosen(streams: list[dict[str, Any]], track: int | None) -> dict[str, Any] | None:
-    """The stream of this number, else, as players choose, the first that can be read and is marked default."""
+    """The stream of number `track`; without one, what players choose: readable, marked default, the first of these."""
     if track is not None:
         return streams[track] if track < len(streams) else None
     return max(streams, key=lambda s: (s["readable"], s["default"]), default=None)
@@ -235,7 +241,7 @@ def _lacking(kind: str, count: int, track: int | None) -> str:
 
 
 def _pixels(stream: dict[str, Any] | None) -> tuple[int, int] | None:
-    """Of a frame; None where there is no size, or none that ffmpeg accepts."""
+    """Width and height of a frame; None where there is no size, or none that ffmpeg accepts."""
     width, height = (stream and stream["size"]) or (0, 0)
     return (width, height) if width and height and (width + 128) * (height + 128) < _MOST_AREA else None
 
@@ -243,7 +249,7 @@ def _pixels(stream: dict[str, Any] | None) -> tuple[int, int] | None:
 def _declared_end(
     stream: dict[str, Any] | None, start: float, tracks: dict[int, float], longest: float | None, origin: float
 ) -> float | None:
-    """Where a stream ends by its own word, from the clip's start. A tag does not count from there but from 0."""
+    """The second, from the clip's start, at which a stream says that it ends; a tag counts from 0, not `origin`."""
     if stream is None:
         return None
     if stream["id"] in tracks:

@@ -46,14 +46,27 @@ class RefusedError(Exception):
 
 
 def frame_indices(length: int, segments: int, candidates: int) -> NDArray[np.int64]:
-    """Frames to take of `length`: the middles of `candidates` equal parts of each of `segments` equal segments."""
+    """The numbers of the frames to take: the middles of equal parts of equal segments of the clip.
+
+    Args:
+        length: frames of the clip.
+        segments: of the clip.
+        candidates: equal parts of each segment.
+
+    Returns: (segments · candidates,), ascending.
+    """
     count = segments * candidates
     return ((np.arange(count) + 0.5) * length / count).astype(np.int64)
 
 
 def frames_by_time(stamps: NDArray[np.floating], segments: int, candidates: int) -> NDArray[np.int64]:
-    """The same of frames that start and end at `stamps` (N, 2): by number where they are even, else those that are
-    on screen at the middles of equal parts of the clip's time.
+    """`frame_indices` for frames with times: by number where the frame rate is constant, else the frames that are on
+    screen at the middles of equal parts of the clip's time.
+
+    Args:
+        stamps: start and end of each frame in seconds, (N, 2).
+        segments: of the clip.
+        candidates: equal parts of each segment.
     """
     length, count = len(stamps), segments * candidates
     starts = np.maximum.accumulate(stamps[:, 0]) - stamps[0, 0]
@@ -66,9 +79,9 @@ def frames_by_time(stamps: NDArray[np.floating], segments: int, candidates: int)
 
 
 def hidden_frames(stamps: NDArray[np.floating], keys: Sequence[int]) -> int:
-    """How many frames at the start decord counts and never gives: those that an edit list leaves out, which lie before
-    0, and those before the first key frame. Both are there in a clip that was cut without decoding it. Past its end
-    decord gives the last frame again and again.
+    """How many frames at the start decord counts but never gives: those before second 0, which an edit list leaves out,
+    and those before the first key frame. A clip that was cut without decoding it has both. Past its end decord gives
+    the last frame again and again.
     """
     starts = stamps[:, 0]
     early = int(np.searchsorted(starts, -_ROUNDING)) if starts[0] > -_LONGEST else 0
@@ -106,10 +119,16 @@ def square(frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def end_of(first: NDArray[np.floating], last: NDArray[np.floating], count: int, start: float) -> float:
-    """Seconds at which the last frame ends, in a clip whose picture sets in at `start`.
+    """The second at which the last frame ends.
 
     decord counts from the picture's start where it knows that, else from the clip's. FLV gives the last frame no
     duration: it lasts as long as the mean one.
+
+    Args:
+        first: start and end of the first frame in seconds, (2,).
+        last: those of the last frame.
+        count: frames of the clip.
+        start: the second at which the picture begins, as the container says.
     """
     span = max(float(last[1] - first[0]), float(last[0] - first[0]) * count / max(count - 1, 1))
     return max(float(first[0]), start) + span
@@ -148,7 +167,7 @@ def _by_reader(request: dict[str, Any], reader: Any) -> tuple[dict[str, Any], li
 
 def _by_pyav(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
     """The clip is decoded once where its packets tell its frames' times beforehand, as most do, else twice."""
-    picture = media.Picture(request["path"], request["track"])
+    picture = media.VideoStream(request["path"], request["track"])
     stamps = picture.packet_stamps()
     if not request["wanted"] and len(stamps):
         return {"end": end_of(stamps[0], stamps[-1], len(stamps), request["start"])}, []
@@ -184,7 +203,7 @@ def _needed(stamps: NDArray[np.floating], request: dict[str, Any]) -> tuple[list
 
 
 def _pair(index: int, length: int) -> tuple[int, int]:
-    """The frame that flow begins at, and the clip's next; the last one's is that which leads to it."""
+    """The two frames between which flow is computed: this one and the next; for the last one, that before and it."""
     first = max(min(index, length - 2), 0)
     return first, min(first + 1, length - 1)
 

@@ -53,7 +53,7 @@ class FrameProcess:
 
     @property
     def pid(self) -> int:
-        """Of the child; it is started where there is none."""
+        """The process id of the child, which is started where there is none."""
         return self._running().pid
 
     def ask(self, request: dict[str, Any], deadline: float) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
@@ -91,7 +91,7 @@ class FrameProcess:
         self._running()
 
     def close(self) -> int | None:
-        """End the child; what it ended with, where it did so itself."""
+        """End the child; returns its exit code if it had ended by itself."""
         process, self._process = self._process, None
         if process is None:
             return None

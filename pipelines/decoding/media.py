@@ -101,18 +101,18 @@ def _matrix(frame: Any) -> list[int] | None:
 
 
 def angle(matrix: list[int]) -> int:
-    """Degrees, clockwise and in [0, 360), by which ffmpeg reads a display matrix to be turned."""
+    """The angle by which ffmpeg turns a picture with this display matrix: degrees clockwise, in [0, 360)."""
     first, second = math.hypot(matrix[0], matrix[3]), math.hypot(matrix[1], matrix[4])
     return round(math.degrees(math.atan2(matrix[1] / second, matrix[0] / first))) % 360 if first and second else 0
 
 
 def is_rotation(matrix: list[int] | None) -> bool:
-    """By quarters alone: what decord follows. Of a mirrored picture it would follow the angle and leave the mirror."""
+    """Whether a display matrix turns by quarters and mirrors nothing: only such does decord follow as it should."""
     return matrix is None or (angle(matrix) % 90 == 0 and matrix[0] * matrix[4] - matrix[1] * matrix[3] > 0)
 
 
 def turned(frame: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
-    """(H, W, 3), clockwise by a multiple of 90 degrees."""
+    """A frame (H, W, 3) turned clockwise by a multiple of 90 degrees."""
     return np.rot90(frame, -degrees // 90)
 
 
@@ -136,8 +136,8 @@ def upright(frame: NDArray[np.uint8], matrix: list[int] | None) -> NDArray[np.ui
 
 
 def _frames(media: Any, stream: Any) -> Iterator[Any]:
-    """What ffmpeg shows of a stream. As it does, they pass over packets that cannot be decoded, as long as these are
-    few; before the first frame any number: a live cut begins between two key frames."""
+    """The frames of a stream that ffmpeg shows. Packets that cannot be decoded are skipped, as ffmpeg does, if they are
+    few; before the first frame any number of them, since a recording may begin between two key frames."""
     packets, errors, shown = 0, 0, False
     for packet in media.demux(stream):
         if not packet.size and packet.dts is not None:  # as AVI and Ogg write where the last frame stays on
@@ -156,8 +156,8 @@ def _frames(media: Any, stream: Any) -> Iterator[Any]:
         raise BrokenStreamError(f"{errors} of {packets} packets of the picture cannot be decoded")
 
 
-class Picture:
-    """One stream of pictures, read from its beginning as often as asked for."""
+class VideoStream:
+    """One video stream, read from its beginning as often as asked for."""
 
     def __init__(self, path: str, index: int) -> None:
         self._path, self._index = path, index
@@ -181,7 +181,7 @@ class Picture:
 
 
 def _stamp(timed: Any, stream: Any) -> tuple[float, float]:
-    """Of a packet or frame, on the stream's clock; not a number where it has no time."""
+    """Start and end of a packet or frame, in seconds of the stream's clock; not a number where it has no time."""
     start = timed.pts if timed.pts is not None else timed.dts
     if start is None:
         return math.nan, math.nan

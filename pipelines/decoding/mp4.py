@@ -72,7 +72,7 @@ def _inside(file: BinaryIO, start: int, stop: int, budget: Iterator[int]) -> Ite
 
 
 def _track(file: BinaryIO, start: int, end: int, movie_scale: int, budget: Iterator[int]) -> tuple[int, float]:
-    """Id and seconds of one `trak` box, 0 seconds where it does not say."""
+    """Id and seconds of one `trak` box; 0 seconds where it does not say."""
     number, media, played = 0, 0.0, 0.0
     for kind, body, stop in _inside(file, start, end, budget):
         if kind == b"tkhd":

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-"""In any case."""
+"""File extensions of pictures, in upper or lower case."""
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -84,13 +84,13 @@ class PictureReader:
         """Every picture stands alone."""
         return list(range(len(self)))
 
-    def next(self) -> Picture:
-        """The next one, not yet decoded."""
+    def next(self) -> PictureFile:
+        """The next picture, not yet decoded."""
         self._next += 1
-        return Picture(self._files[self._next - 1], self._max_pixels)
+        return PictureFile(self._files[self._next - 1], self._max_pixels)
 
 
-class Picture:
+class PictureFile:
     """One picture in a file, decoded when it is asked for."""
 
     def __init__(self, file: str, max_pixels: int) -> None:

@@ -15,7 +15,7 @@ def start_ray(address: str | None = None, *, dashboard: bool = True, code: Seque
     """Join the cluster at `address` (or $RAY_ADDRESS, or one on this machine), else start Ray here.
 
     Args:
-        address: of a cluster.
+        address: the address of a cluster.
         dashboard: whether a Ray that is started here has one.
         code: `config.code`: folders whose modules every worker of this job can import.
 

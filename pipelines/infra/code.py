@@ -19,7 +19,7 @@ _MEDIA = ("mp4", "avi", "mkv", "webm", "mov", "m4v", "wav", "flac", "mp3", "ogg"
 EXCLUDED = [*(f"*.{suffix}" for suffix in _MEDIA), *(f"{name}/" for name in _NOT_CODE[:3]), ".*/"]
 """What is left out of a package, as Ray's runtime environment writes it (the words of .gitignore)."""
 LARGEST = 200 * 2**20
-"""Bytes: Ray keeps what is sent in the memory of the head node, and refuses 500 MiB."""
+"""The most bytes that are sent: Ray keeps them in the memory of the head node, and refuses 500 MiB."""
 
 
 def names_code(raw: Any) -> bool:
@@ -103,7 +103,7 @@ def _sizes(entry: Path) -> Iterator[int]:
 
 
 def use_in_worker(folders: Sequence[str]) -> None:
-    """In a worker: import the user's code from the folders themselves where Ray was started without it.
+    """Called in a worker: import the user's code from its folders where Ray was started without it.
 
     Someone else may have called ray.init before us; then only a node that has the same folders can import it.
     """

@@ -75,16 +75,16 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """Its path, where it is on a disk of this machine (or mounted like one)."""
+        """The folder's path, where it is on a disk of this machine (or mounted like one)."""
         return None if is_uri(self.location) else Path(self.location)
 
     @property
     def filesystem(self) -> fs.FileSystem | None:
-        """What `path` is to be opened with, by pyarrow and by Ray Data; None (their default) where it is local."""
+        """The filesystem with which pyarrow and Ray Data open `path`; None (their default) for a local folder."""
         return None if self.local else _opened(self.location)[0]
 
     def path(self, name: str) -> str:
-        """Of a file in it, for `filesystem`."""
+        """The path of a file in this folder, as `filesystem` takes it."""
         return f"{self.location if self.local else _opened(self.location)[1]}/{name}"
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -119,14 +119,23 @@ class Folder:
         return content
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
-        """The contents of several files; side by side where each is a journey."""
+        """The contents of several files; remote ones are read side by side.
+
+        Args:
+            names: of files in this folder.
+        """
         if self.local:
             return [self.read(name) for name in names]
         with ThreadPoolExecutor(READERS) as pool:
             return list(pool.map(self.read, names))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all, over one of the same name. The folder of a local one must exist."""
+        """Write a file whole or not at all, in place of one of the same name. A local folder must exist.
+
+        Args:
+            name: of the file in this folder.
+            content: all that it shall hold.
+        """
         if self.local:
             write_atomically(self.local / name, content, durable=True)
         else:
@@ -142,7 +151,7 @@ class Folder:
                 _opened(self.location)[0].delete_file(self.path(name))
 
     def check(self) -> None:
-        """Ask once whether it can be reached, so that nothing is decoded in vain; of a local one nothing is asked.
+        """Ask once whether a remote folder can be reached, so that nothing is decoded in vain.
 
         Raises:
             BadInputError: a scheme that pyarrow does not know, no such bucket, no credentials, nobody who answers.

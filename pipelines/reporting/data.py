@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,11 +53,11 @@ class RunData:
     certificates: list[str]
     """Kinds of radii that occur, the estimate first."""
     by_chance: frozenset[str]
-    """Those of them that hold but for chance, so that some violations are allowed, and that may abstain."""
+    """Certificates that hold with a probability below 1: chance allows some violations, and they may abstain."""
     attacks: list[str]
     """Attacks that ran, the strongest first."""
     attack: str
-    """The one of the headline, in tables and tiles: `auto` where it ran, else PGD, else the strongest there is."""
+    """The headline's attack, in tables and tiles: `auto` where it ran, else PGD, else the strongest that ran."""
     budgets: list[float]
     """Joint ℓ2 budgets of that attack, ascending."""
     headline: float | None
@@ -76,13 +75,13 @@ class RunData:
         return f"{self.attack}_joint_{epsilon:g}"
 
     def trial(self, trial_id: str) -> pd.Series:
-        """Its row in the table of trials."""
+        """A trial's row in the table of trials."""
         return self.rows_of("trials", trial_id).iloc[-1]
 
     def space_of(self, ball: str) -> str:
         """`video: pixels in [0, 1]; audio: standardised log-mel`, or one modality's part of it."""
-        given = self.provenance.get("spaces")
-        spaces = given if isinstance(given, dict) else {}
+        in_card = self.provenance.get("spaces")
+        spaces = in_card if isinstance(in_card, dict) else {}
         names = self.modalities if ball in (JOINT, PRODUCT) else [ball]
         known = [(m, spaces.get(m) or DEFAULT_SPACES.get(m)) for m in names]
         if not all(space for _, space in known):
@@ -132,7 +131,7 @@ class RunData:
             half = norm.ppf(0.975) * radius.std(ddof=1) / np.sqrt(len(radius)) if len(radius) > 1 else np.nan
             mean = float(radius.mean())
             return Share(mean, max(mean - half, 0.0), mean + half, len(radius))
-        return self.metric(trial_id, "mean_radius", None if ball == JOINT else ball, certificate=certificate)
+        return self.metric(trial_id, "mean_radius", ball, certificate=certificate)
 
     def audit(self, trial_id: str, certificate: str = "estimate", ball: str = JOINT) -> tuple[int, int] | None:
         """(violations, audited clips); None where nothing was audited."""
@@ -140,14 +139,12 @@ class RunData:
         audited = rows[_true(rows.audited)]
         if len(audited):
             return int(_true(audited.violated).sum()), len(audited)
-        modality = None if ball == JOINT else ball
-        found = self.metric(trial_id, "audit_violations", modality, certificate=certificate)
+        found = self.metric(trial_id, "audit_violations", ball, certificate=certificate)
         return (round(found.value), found.n) if np.isfinite(found.value) and found.n else None
 
     def allowed(self, trial_id: str, certificate: str, ball: str = JOINT, stage: str | None = None) -> int:
         """The most violations of a sound certificate that chance explains: 0 for those that hold in every case."""
-        modality = None if ball == JOINT else ball
-        value = self.metric(trial_id, "audit_allowed", modality, stage, certificate=certificate).value
+        value = self.metric(trial_id, "audit_allowed", ball, stage, certificate=certificate).value
         return round(value) if np.isfinite(value) else 0
 
     def abstained(self, trial_id: str, certificate: str) -> tuple[int, int] | None:
@@ -178,7 +175,7 @@ class RunData:
 
 
 def _of_modality(column: pd.Series, modality: str | None) -> pd.Series:
-    return (column.isna() | (column == JOINT)) if modality is None else column == modality
+    return (column.isna() | (column == JOINT)) if modality in (None, JOINT) else column == modality
 
 
 def _of_certificate(column: pd.Series, certificate: str | None) -> pd.Series:
@@ -262,10 +259,9 @@ def load_run(run: Path) -> RunData:
 def _read_provenance(path: Path) -> dict[str, Any]:
     # a run that was killed early has no run.json, or half of one: the numbers are still worth a page
     try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return json_object(path.read_text())
+    except (FileNotFoundError, UnicodeDecodeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> RunData:

@@ -21,30 +21,27 @@ SYMBOLS: dict[str, str] = json.loads((Path(__file__).parent / "static/symbols.js
 HUES = ("#0f79bd", "#d98c00", "#0a9d76", "#cb6ba0", "#d55e00", "#4ba9de")
 MARKS = ("circle", "diamond", "square")
 FOREIGN_MARKS = ("triangle-up", "triangle-down", "cross", "hexagon")
-"""Of methods that are not ours."""
+"""Marks of training methods of the user's own."""
 FOREIGN_LOOK = (HUES[-1], FOREIGN_MARKS[0])
 
 
-_UNKNOWN: dict[str, Any] = {"sound": False, "meaning": ""}
-
-
 @dataclass(frozen=True)
-class Certificate:
-    """What a report says of one kind of radius."""
+class CertificateWords:
+    """What a report says of one kind of radius; one that nobody described is not called sound."""
 
     title: str
     word: str
     """What such a radius is, in tables: `estimated`. No two certificates share it."""
-    sound: bool
-    """Whether one violation is a bug (or more than chance explains); "certified" is said only of these."""
-    meaning: str
-    """A sentence for the audit; may be empty."""
     column: str
     """How its columns in summary.csv begin."""
     clips: str
     """What clips that have such a radius are called."""
+    sound: bool = False
+    """Whether one violation is a bug (or more than chance explains); "certified" is said only of these."""
+    meaning: str = ""
+    """A sentence for the audit; may be empty."""
     curve: str = ""
-    """What its curve means, as HTML of ours; `{Word}` stands for the word. Empty for certificates that are not ours."""
+    """What its curve means, as HTML of ours; `{Word}` stands for the word. Empty for the user's own certificates."""
     by_chance: bool = False
     """Whether chance explains some violations and the classifier may abstain."""
 
@@ -55,7 +52,7 @@ class Names:
 
     methods: Mapping[str, str]
     attacks: Mapping[str, str]
-    certificates: Mapping[str, Certificate]
+    certificates: Mapping[str, CertificateWords]
     looks: Mapping[str, tuple[str, str]]
     """method: its colour and its mark."""
 
@@ -69,18 +66,16 @@ class Names:
 
     def attack_short(self, name: str) -> str:
         """For narrow columns."""
-        short: str = OURS["short_attacks"].get(name) or self.attack(name)
-        return short
+        return str(OURS["short_attacks"].get(name) or self.attack(name))
 
     def attack_with_budget(self, name: str, epsilon: float) -> str:
         """`joint PGD with ℓ2 budget 0.5`: what follows `under`."""
         what = "the strongest of all joint attacks (auto)" if name == "auto" else f"joint {self.attack(name)}"
         return f"{what} with ℓ2 budget {epsilon:g}"
 
-    def certificate(self, name: str) -> Certificate:
-        """What is said of its radii; one that nobody described is not called sound."""
-        found = self.certificates.get(name)
-        return found or Certificate(**_UNKNOWN | {"title": name, "word": name, "column": name, "clips": name})
+    def certificate(self, name: str) -> CertificateWords:
+        """What is said of its radii."""
+        return self.certificates.get(name) or CertificateWords(title=name, word=name, column=name, clips=name)
 
     def colour(self, method: Any) -> str:
         """The same colour for a method in every figure; hues repeat, with another mark."""
@@ -107,11 +102,11 @@ def names_of(card: Mapping[str, Any] | None = None, methods: Iterable[str] = ())
     """The names of a run's parts.
 
     Args:
-        card: run.json; its `words` go before our own. What it does not say, or says in another shape, is passed over.
-        methods: those that the run has, so that each of the user's own gets a colour and a mark to itself.
+        card: the contents of run.json; its `words` go before our own, and what is not of the right type is ignored.
+        methods: names of the run's methods, so that each of the user's own gets its own colour and mark.
     """
-    given = (card or {}).get("words")
-    words: dict[str, Any] = given if isinstance(given, dict) else {}
+    in_card = (card or {}).get("words")
+    words: dict[str, Any] = in_card if isinstance(in_card, dict) else {}
     ours = list(OURS["methods"])
     looks = {name: (HUES[i % len(HUES)], MARKS[i // len(HUES)]) for i, name in enumerate(ours)}
     for name in sorted(set(methods) - set(ours)):
@@ -128,27 +123,27 @@ def _titles(found: Any) -> dict[str, str]:
     return {k: v for k, v in found.items() if isinstance(v, str) and v} if isinstance(found, dict) else {}
 
 
-def _certificates(found: Any) -> dict[str, Certificate]:
-    """Ours and the card's, each with a word of its own: radii of different kinds must never share a column."""
+def _certificates(found: Any) -> dict[str, CertificateWords]:
+    """Ours and the card's, each with a word of its own, so that no column of a table mixes kinds of radii."""
     given = {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
-    certificates: dict[str, Certificate] = {}
+    certificates: dict[str, CertificateWords] = {}
     for name in in_order("certificates", {*OURS["certificates"], *given}):
         ours, said = OURS["certificates"].get(name, {}), given.get(name, {})
         kept = {k: said[k] for k in ("title", "word", "meaning") if isinstance(said.get(k), str)}
         kept |= {"sound": said["sound"]} if isinstance(said.get("sound"), bool) else {}
-        fields = _UNKNOWN | {"title": name, "word": name, "column": name} | ours | kept
+        fields = {"title": name, "word": name, "column": name} | ours | kept
         word = fields["word"].replace(" radius", "")
         if ours:  # how sure ours is follows from the settings of the radii
             word = word.partition(" (")[0] if "%" in word else word
         word += f" ({name})" if word in {other.word for other in certificates.values()} else ""
-        # our sentences fit our words alone
+        # our sentences say our own word, so they do not fit a certificate that has another
         own = {"meaning": ours["meaning"]} if word == ours.get("word") else {"curve": "", "clips": word}
-        certificates[name] = Certificate(**fields | own | {"word": word})
+        certificates[name] = CertificateWords(**fields | own | {"word": word})
     return certificates
 
 
 def _foreign_look(method: str, taken: Iterable[tuple[str, str]]) -> tuple[str, str]:
-    """By its name, so that it is the same in another report, unless a method beside it has that look already."""
+    """A colour and mark that follow from the method's name, the same in every report unless they are `taken`."""
     first = sum(method.encode())
     pairs = [(HUES[(first + i) % len(HUES)], mark) for mark in FOREIGN_MARKS for i in range(len(HUES))]
     return next((pair for pair in pairs if pair not in taken), pairs[0])
@@ -160,7 +155,7 @@ def in_order(kind: str, found: Iterable[str]) -> list[str]:
     Args:
         kind: `methods` (as in the specification), `attacks` (the strongest first) or `certificates` (the estimate
             first).
-        found: those that there are.
+        found: the names to put in order.
     """
     values, ours = set(found), list(OURS[kind])
     return [name for name in ours if name in values] + sorted(values - set(ours))

@@ -1,4 +1,4 @@
-"""What a trial says while it runs: its phase and progress, read by the live table."""
+"""A trial's phase and progress while it runs, for the live table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ class Heartbeat:
 
 
 def heartbeat_path(run: Path, trial_id: str) -> Path:
-    """Where a trial's heartbeat lies."""
+    """The path of a trial's heartbeat.
+
+    Args:
+        run: the run's folder.
+        trial_id: the trial's name.
+    """
     return run / "live" / f"{trial_id}.json"
 
 
@@ -48,7 +53,12 @@ def _note_report(run: Path, trial_id: str, metrics: Mapping[str, Any]) -> None:
 
 
 def last_report(run: Path, trial_id: str) -> dict[str, Any]:
-    """What a trial reported last; Ray's own result forgets reports that came without a checkpoint. Empty: nothing."""
+    """What a trial reported last; empty where it reported nothing. Ray keeps no report that came without a checkpoint.
+
+    Args:
+        run: the run's folder.
+        trial_id: the trial's name.
+    """
     try:
         return dict(json.loads(_report_path(run, trial_id).read_text()))
     except (OSError, ValueError):

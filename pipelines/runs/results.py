@@ -95,7 +95,7 @@ TABLES: dict[str, pa.Schema] = {
             "settings": _S,  # JSON: what the radius rests on (τ's samples, constants, σ, n, α) and the audit's attack
         }
     ),
-    # what certificates that look at one clip after the other have found, to go on with after an interruption
+    # what certificates of single clips have found, so that an interrupted run goes on from there
     "certified_clips": pa.schema(
         {
             "trial_id": _S,
@@ -117,7 +117,16 @@ class ResultsStore:
         self.root = Path(root)
 
     def write(self, table: str, part: str, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> Path:
-        """Write one part; a reader sees the old part or the new one, never half of it."""
+        """Write one part; a reader sees the old part or the new one, never half of it.
+
+        Args:
+            table: a key of `TABLES`.
+            part: its name; a trial's part is named after the trial.
+            rows: column to value; a column that a row lacks is null.
+
+        Raises:
+            KeyError: a column that the table does not have.
+        """
         schema = TABLES[table]
         records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else [dict(row) for row in rows]
         unknown = {str(key) for row in records for key in row} - set(schema.names)

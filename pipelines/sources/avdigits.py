@@ -57,7 +57,7 @@ DTMF = (
     (852, 1336),
     (852, 1477),
 )
-"""Hz of the two tones of each digit (ITU-T Q.23)."""
+"""The frequencies in Hz of the two tones of each digit (ITU-T Q.23)."""
 
 _PER_TASK = 32
 _ENCODE_SECONDS = 60
@@ -70,21 +70,21 @@ class Recipe:
     version: int = 1
     seed: int = 0
     train: int = 1200
-    """Images of the train split; the rest is test."""
+    """Number of images in the train split; the others are test."""
 
     side: int = 32
     digit_side: int = 24
     frames: int = 8
     fps: int = 8
     travel: float = 4.0
-    """Largest way of the digit over the clip, in pixels, in each direction."""
+    """The farthest that the digit moves during the clip, in pixels, in each direction."""
     contrast: tuple[float, float] = (0.53, 1.1)
     tint: tuple[float, float] = (0.4, 1.0)
-    """Per channel, times the contrast."""
+    """Brightness of the digit in each colour channel, multiplied by the contrast."""
     background: tuple[float, float] = (0.15, 0.35)
-    """Per channel."""
+    """Brightness of the background in each colour channel."""
     clutter: float = 0.165
-    """Deviation of the clutter: 8 × 8 values a channel, enlarged, still over the clip."""
+    """Deviation of the clutter: 8 × 8 values in each channel, enlarged; it does not move during the clip."""
     pixel_noise: float = 0.135
     """Deviation of the noise drawn for every pixel of every frame."""
 
@@ -92,11 +92,11 @@ class Recipe:
     detune: float = 0.01
     """Largest relative error of each tone."""
     onset: tuple[float, float] = (0.0, 0.6)
-    """Seconds."""
+    """When the tone begins, in seconds."""
     duration: tuple[float, float] = (0.15, 0.4)
-    """Seconds."""
+    """How long the tone lasts, in seconds."""
     tone_db: tuple[float, float] = (-17.0, 0.0)
-    """Amplitude of each tone against the noise's root mean square."""
+    """Amplitude of each tone over the noise's root mean square, in decibels."""
     pink_share: float = 0.5
     """Share of pink noise in the noise's power; the rest is white."""
     noise_rms: float = 0.05
@@ -108,7 +108,7 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """Names the folder of the clips: any other constant makes another folder."""
+        """A hash of all constants, which names the folder of the clips."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -116,7 +116,7 @@ RECIPE = Recipe()
 
 
 def load(data: DataConfig) -> ClipIndex:
-    """The clips, made first where they are not there yet (that needs a running Ray)."""
+    """The clips; those that do not exist yet are made first, which needs a running Ray."""
     return generate(cache_root(data), RECIPE)
 
 
@@ -124,7 +124,10 @@ def generate(root: Path, recipe: Recipe = RECIPE, images: int | None = None, pro
     """Make the clips of `recipe` that `root`/avdigits-<hash> lacks, in parallel by Ray Data, and return the index.
 
     Args:
-        images: make and list only the first so many images (for tests and trials of a recipe).
+        root: the folder that holds, or will hold, the folder of the clips.
+        recipe: every constant of the clips.
+        images: make and list only this many images, the first ones (for tests and trials of a recipe).
+        progress: show how far it is.
 
     Raises:
         CRMTError: ffmpeg could not write a clip.
@@ -148,6 +151,9 @@ def make_clip(
 
     Args:
         digit: (8, 8), ink from 0 to 16, as scikit-learn has it.
+        label: the digit, 0 to 9, which chooses the tones.
+        rng: makes every random choice.
+        recipe: every constant of the clips.
 
     Returns:
         frames uint8 (frames, side, side, 3), and a mono waveform float32 in [-1, 1] of frames / fps seconds.
@@ -239,7 +245,7 @@ def _draw_sound(label: int, rng: np.random.Generator, recipe: Recipe) -> NDArray
 
 
 def _pink(white: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The same noise with power falling as 1 / frequency, and unit deviation."""
+    """White noise made pink: its power falls as 1 / frequency; with deviation 1."""
     spectrum = np.fft.rfft(white)
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     spectrum[0] = 0

@@ -63,7 +63,7 @@ def clip_files(root: Path) -> tuple[list[str], list[str]]:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()  # known from the folder itself; only a link costs a look
+        return entry.is_dir()  # the folder's entry says it; only a link needs a look at the disk
     except OSError:  # a link in a circle
         return False
 
@@ -74,7 +74,12 @@ def stem(path: str) -> str:
 
 
 def by_key(paths: Iterable[str], key: Callable[[str], Hashable]) -> dict[Hashable, list[str]]:
-    """Paths by the key of their stem. Of several with one key, an .mp4 comes first, then in order of path."""
+    """Paths by a key. Of several with one key, an .mp4 comes first, then in order of path.
+
+    Args:
+        paths: of clip files.
+        key: gives the key from a file's name without extension.
+    """
     found: dict[Hashable, list[str]] = {}
     for path in paths:
         found.setdefault(key(stem(path)), []).append(path)
@@ -85,7 +90,7 @@ def by_key(paths: Iterable[str], key: Callable[[str], Hashable]) -> dict[Hashabl
 
 
 def check_names(paths: Iterable[str]) -> None:
-    """Refuse paths that are no UTF-8, which no table can hold, or that no file can have.
+    """Refuse paths that are not UTF-8, which no table can hold, and paths that no file can have.
 
     Raises:
         BadInputError: the first such path.
@@ -100,7 +105,7 @@ def check_names(paths: Iterable[str]) -> None:
 
 
 def existing(paths: Iterable[str]) -> tuple[set[str], list[str]]:
-    """Those of `paths` that exist, and all clip files of their folders; each folder is read once.
+    """The paths that exist, and all clip files of their folders; each folder is read once.
 
     A folder that is not there, or that may not be read, has no files. A pattern with `*` (decoding/pictures.py) exists
     where a picture fits it.

@@ -22,13 +22,17 @@ LEFT_OUT = ("id", "split", "reason", "detail")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Listing:
-    """What lay behind an index: the lists that were read, and what did not fit together.
+    """What an index was made from: the lists that were read, and what in them and on disk does not fit together.
 
-    `lists`: list file to the SHA-256 of its bytes. `missing`: ids of clips that no file was found for (they stay in the
-    index, and ingest quarantines them). `missing_in_columns`: the same of the other columns that data.modalities names,
-    where the list names a file there. `unlisted`: clip files that no list names. `several`: id to the files that it
-    fits, the first of which is taken. `left_out`: rows of the lists that are not in the index (id, split, reason,
-    detail), reason `overlap` or `repeated`. `notes`: how the lists were understood, for people.
+    Args:
+        lists: list file to the SHA-256 of its bytes.
+        missing: ids of clips without a file; they stay in the index, and ingest quarantines them.
+        missing_in_columns: column of data.modalities to the ids of clips whose file there does not exist.
+        unlisted: clip files that no list names.
+        several: id to the files that it fits, the first of which is taken.
+        left_out: rows of the lists that are not in the index (id, split, reason, detail); the reason is `overlap` or
+            `repeated`.
+        notes: sentences on how the lists were understood.
     """
 
     lists: dict[str, str] = field(default_factory=dict)
@@ -47,23 +51,27 @@ class Listing:
         return {**{str(k): int(v) for k, v in reasons.items()}, **counts}
 
     def missing_in(self, columns: Iterable[str] | None = None) -> frozenset[str]:
-        """Ids of clips without some file that the list names in one of these columns; in any where None."""
+        """Ids of clips that lack a file which the list names.
+
+        Args:
+            columns: look in these columns only; None: in all.
+        """
         by_column = {PATH: self.missing, **self.missing_in_columns}
         return frozenset().union(*(by_column.get(c, frozenset()) for c in (by_column if columns is None else columns)))
 
     def __str__(self) -> str:
-        """What does not fit, in one line; empty where all does."""
+        """The counts of what does not fit, in one line; empty where everything does."""
         return ", ".join(f"{count} {reason}" for reason, count in self.counts().items() if count)
 
     def of_clips(self, ids: Iterable[str]) -> Listing:
-        """The same of these clips alone; what the lists leave out or do not name stays as it is."""
+        """The listing without what it says of other clips; what the lists leave out or do not name stays as it is."""
         kept = frozenset(ids)
         several = {clip: files for clip, files in self.several.items() if clip in kept}
         columns = {column: ids & kept for column, ids in self.missing_in_columns.items()}
         return replace(self, missing=self.missing & kept, missing_in_columns=columns, several=several)
 
     def summary(self) -> dict[str, Any]:
-        """The same as JSON, for a cache's card: the lists, the counts and the notes."""
+        """The lists, the counts and the notes as JSON, for a cache's card."""
         return {"lists": self.lists, "counts": self.counts(), "notes": list(self.notes)}
 
 
@@ -105,13 +113,18 @@ class ClipIndex:
 
     @property
     def sha256(self) -> str:
-        """Of the classes and of every clip's id, label, split and group: the same on every machine."""
+        """A hash of the classes and of every clip's id, label, split and group: the same on every machine."""
         columns = ("id", "label", "split", "group")
         rows = [list(row) for row in zip(*(self.clips[c].tolist() for c in columns), strict=True)]
         return hashlib.sha256(json.dumps([list(self.classes), rows]).encode()).hexdigest()
 
     def limited(self, n: int, seed: int) -> ClipIndex:
-        """At most `n` clips of each split, seeded; classes are kept as equal as they can be."""
+        """An index of some of the clips, with classes as equal as they can be.
+
+        Args:
+            n: at most this many clips of each split.
+            seed: fixes which.
+        """
         order = np.random.default_rng([seed, 1]).permutation(len(self.clips))
         shuffled = self.clips.iloc[order]
         # every class gives its first clip, then its second ...

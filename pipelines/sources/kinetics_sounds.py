@@ -30,7 +30,17 @@ from pipelines.config.schema import DataConfig
 from pipelines.sources.base import Source
 from pipelines.sources.files import by_key, stem
 from pipelines.sources.index import ClipIndex
-from pipelines.sources.lists import Layout, Row, assemble, csv_rows, find_lists, lines, shown, split_named, whole_number
+from pipelines.sources.lists import (
+    Layout,
+    ListedClip,
+    assemble,
+    csv_rows,
+    find_lists,
+    lines,
+    shown,
+    split_named,
+    whole_number,
+)
 
 _CSV = "label,youtube_id,time_start,time_end,split,is_cc"
 _VALIDATIONS = ("validate.csv", "val.csv")
@@ -87,14 +97,14 @@ def _parts(name: str) -> tuple[str, int | None] | None:
     return (found[1], None if found[2] is None else int(found[2])) if found else None
 
 
-def _match(files: list[str]) -> Callable[[Row], list[str]]:
+def _match(files: list[str]) -> Callable[[ListedClip], list[str]]:
     found = by_key(files, _parts)
     cuts: dict[str, list[tuple[str, int | None]]] = {}
     for key in found:
         if isinstance(key, tuple):
             cuts.setdefault(key[0], []).append(key)
 
-    def files_of(row: Row) -> list[str]:
+    def files_of(row: ListedClip) -> list[str]:
         assert isinstance(row.key, tuple)
         video, start = row.key
         if row.key in found or start is not None:
@@ -105,11 +115,11 @@ def _match(files: list[str]) -> Callable[[Row], list[str]]:
     return files_of
 
 
-def _file(row: Row) -> str:
+def _file(row: ListedClip) -> str:
     return f"{row.id}.mp4"
 
 
-def _numbered(line: str, text: str, split: str) -> Row:
+def _numbered(line: str, text: str, split: str) -> ListedClip:
     """A line of CRMT's list (`name label`) or OGM's (`name,seconds,label`)."""
     cells = [cell.strip() for cell in text.split(",")] if "," in text else text.split()
     if len(cells) != (3 if "," in text else 2) or split == "all":
@@ -122,10 +132,10 @@ def _numbered(line: str, text: str, split: str) -> Row:
     for seconds in cells[1:-1]:
         whole_number(seconds, "the seconds", line)
     label = whole_number(cells[-1], "the label", line)
-    return Row(cells[0], str(label), split, key[0], key, line)
+    return ListedClip(cells[0], str(label), split, key[0], key, line)
 
 
-def _number_classes(rows: list[Row], names: tuple[str, ...] | None) -> tuple[str, ...]:
+def _number_classes(rows: list[ListedClip], names: tuple[str, ...] | None) -> tuple[str, ...]:
     if not rows:
         return ()
     last = max(rows, key=lambda row: int(row.label))
@@ -146,7 +156,7 @@ def _class_names(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _from_csv(files: dict[str, Path], names: tuple[str, ...] | None) -> tuple[list[Row], list[str]]:
+def _from_csv(files: dict[str, Path], names: tuple[str, ...] | None) -> tuple[list[ListedClip], list[str]]:
     if names is None:
         raise BadInputError(
             f"kinetics_sounds: {' and '.join(map(str, files.values()))} list all of Kinetics: write the classes to "
@@ -166,7 +176,7 @@ def _from_csv(files: dict[str, Path], names: tuple[str, ...] | None) -> tuple[li
     return rows, notes
 
 
-def _csv_file(file: Path, role: str) -> list[Row]:
+def _csv_file(file: Path, role: str) -> list[ListedClip]:
     table = csv_rows(file)
     line, header = next(table)
     wanted = ("label", "youtube_id", "time_start", "time_end", *(("split",) if role == "all" else ()))
@@ -178,7 +188,7 @@ def _csv_file(file: Path, role: str) -> list[Row]:
     ]
 
 
-def _csv_row(line: str, row: dict[str, str], whole: bool, role: str) -> Row:
+def _csv_row(line: str, row: dict[str, str], whole: bool, role: str) -> ListedClip:
     if not whole or not row["label"]:
         raise BadInputError(f"{line}: expected {_CSV}, found {shown(','.join(row.values()))}")
     video = row["youtube_id"]
@@ -188,7 +198,7 @@ def _csv_row(line: str, row: dict[str, str], whole: bool, role: str) -> Row:
     key = _parts(name)
     if key is None:
         raise BadInputError(f"{line}: {shown(video)} is not a YouTube id of 11 characters")
-    return Row(name, row["label"], split, video, key, line)
+    return ListedClip(name, row["label"], split, video, key, line)
 
 
 def _seconds(text: str, what: str, line: str) -> int:

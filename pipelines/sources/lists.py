@@ -21,28 +21,36 @@ from pipelines.sources.index import LEFT_OUT, SPLITS, ClipIndex, Listing, withou
 _SHOWN = 80
 
 
-class Row(NamedTuple):
-    """One clip as a list names it; `key` is what its file is found by."""
+class ListedClip(NamedTuple):
+    """One clip as a list names it."""
 
     id: str
     label: str
     split: str
     group: str
     key: Hashable
+    """What identifies the clip's file: its name, or video and second."""
     line: str
-    """Where it stands, for messages: `FILE line N`."""
+    """Where the list names it, for messages: `FILE line N`."""
 
 
-Matcher = Callable[[list[str]], Callable[[Row], list[str]]]
-"""From all clip files to what finds a row's among them, the best first."""
+Matcher = Callable[[list[str]], Callable[[ListedClip], list[str]]]
+"""Takes all clip files; gives a function from a listed clip to its files among them, the best first.
+
+In two steps, so that the files are sorted by key once, and not once for each of 200,000 clips.
+"""
 
 
 @dataclass(frozen=True)
 class Layout:
     """What a data set looks like on disk.
 
-    `forms`: the sets of list files that are looked for, each by role, the first that is complete winning over what it
-    contains; `optional`: further roles; `folders`: where below the root lists may lie; `text`: all of it in one line.
+    Args:
+        name: of the data set.
+        forms: the sets of list files that are looked for, role to file name; a complete set wins over its subsets.
+        text: the layout in one line, for messages.
+        optional: further lists, as (role, file name).
+        folders: where below the root lists may lie.
     """
 
     name: str
@@ -74,7 +82,7 @@ def find_lists(layout: Layout, data: DataConfig) -> dict[str, Path]:
     """
     root = root_of(layout, data)
     if data.lists:
-        return _given(layout, data, root)
+        return _chosen_lists(layout, data, root)
     folders = [root / folder for folder in layout.folders]
     found: list[dict[str, Path]] = []
     for form in layout.forms:
@@ -83,6 +91,7 @@ def find_lists(layout: Layout, data: DataConfig) -> dict[str, Path]:
             if all(file.is_file() for file in files.values()):
                 found.append(files)
                 break
+    # where the files of one form are some of another's, the larger form is meant
     found = [a for a in found if not any(set(a.values()) < set(b.values()) for b in found)]
     if not found:
         tried = "; or ".join(" and ".join(form.values()) for form in layout.forms)
@@ -98,7 +107,7 @@ def find_lists(layout: Layout, data: DataConfig) -> dict[str, Path]:
     return found[0] | _beside(layout, root, found[0])
 
 
-def _given(layout: Layout, data: DataConfig, root: Path) -> dict[str, Path]:
+def _chosen_lists(layout: Layout, data: DataConfig, root: Path) -> dict[str, Path]:
     files = {role: root / path.expanduser() for role, path in data.lists.items()}
     for role, file in files.items():
         if not file.is_file():
@@ -121,7 +130,7 @@ def _given(layout: Layout, data: DataConfig, root: Path) -> dict[str, Path]:
 
 
 def _beside(layout: Layout, root: Path, chosen: Mapping[str, Path]) -> dict[str, Path]:
-    """The optional lists that are not chosen yet and lie where lists are looked for."""
+    """Optional lists without a chosen file for their role, from the folders in which lists are looked for."""
     found: dict[str, Path] = {}
     for role, name in layout.optional:
         for folder in layout.folders:
@@ -182,6 +191,11 @@ def shown(text: str) -> str:
 def whole_number(text: str, what: str, line: str) -> int:
     """A number of seconds or a label, 0 or more.
 
+    Args:
+        text: as the list has it.
+        what: what the number means, for the message.
+        line: where it stands, for the message.
+
     Raises:
         BadInputError: it is none.
     """
@@ -196,7 +210,11 @@ def is_number(text: str) -> bool:
 
 
 def split_named(text: str, line: str) -> str:
-    """The split that a list means by `text`; `val` and `validate` are validation.
+    """The split that a list means; `val` and `validate` are validation.
+
+    Args:
+        text: as the list has it.
+        line: where it stands, for the message.
 
     Raises:
         BadInputError: no such split.
@@ -211,18 +229,24 @@ def assemble(
     layout: Layout,
     data: DataConfig,
     lists: dict[str, Path],
-    rows: Sequence[Row],
+    rows: Sequence[ListedClip],
     *,
     match: Matcher,
-    expected: Callable[[Row], str],
+    expected: Callable[[ListedClip], str],
     classes: tuple[str, ...] | None = None,
     notes: Iterable[str] = (),
 ) -> ClipIndex:
-    """Rows of a list, matched with the files below the root.
+    """The clips of a list, matched with the files below the root.
 
     Args:
-        expected: a row's file name where there is no such file.
-        classes: in order; the sorted labels when left out.
+        layout: what the data set looks like, for messages.
+        data: says where the root is, and what an overlap of splits means.
+        lists: role to the file that was read.
+        rows: the clips of those files, in their order.
+        match: finds a clip's files.
+        expected: gives the file name that a clip without a file would have.
+        classes: names in the order of their numbers; left out: the sorted labels.
+        notes: sentences about the lists, for the check and the cache's card.
 
     Raises:
         BadInputError: no rows, one clip or file with two labels, an overlap that data.on_overlap refuses, a class
@@ -236,9 +260,9 @@ def assemble(
     if closed:
         notes = [*notes, f"{len(closed)} folders may not be read, {shown(closed[0])} first: clips in them are missing"]
     files_of = match(files)
-    fitting = {row.id: files_of(row) for row in rows}  # also of rows left out: their files are not unlisted
-    repeated = _of_one_file(layout, kept, fitting)
-    if repeated:
+    fitting = {row.id: files_of(row) for row in rows}  # also for rows left out, whose files a list does name
+    repeated = _same_file(layout, kept, fitting)
+    if repeated:  # a clip under two names would count twice, and could lie in train and test
         again = {row[0] for row in repeated}
         left_out = pd.concat([left_out, pd.DataFrame(repeated, columns=list(LEFT_OUT))], ignore_index=True)
         kept, table = [row for row in kept if row.id not in again], table[~table["id"].isin(again)]
@@ -262,12 +286,13 @@ def assemble(
 
 
 def _table(
-    layout: Layout, data: DataConfig, rows: Sequence[Row], lists: dict[str, Path]
-) -> tuple[list[Row], pd.DataFrame, pd.DataFrame]:
-    """The rows that are kept, every clip once, as they are and as a table; and those that were left out."""
+    layout: Layout, data: DataConfig, rows: Sequence[ListedClip], lists: dict[str, Path]
+) -> tuple[list[ListedClip], pd.DataFrame, pd.DataFrame]:
+    """The rows that are kept, every clip once, as tuples and as a table; and a table of those that are left out."""
     if not rows:
         raise BadInputError(f"{layout.name}: no clips in {' and '.join(map(str, lists.values()))}. {layout.text}")
-    first: dict[tuple[str, str], Row] = {}
+    # by id and split: one clip in two splits is no repetition but an overlap, which data.on_overlap decides on
+    first: dict[tuple[str, str], ListedClip] = {}
     repeated = []
     for row in rows:
         before = first.setdefault((row.id, row.split), row)
@@ -279,7 +304,7 @@ def _table(
                 f"{shown(before.label)} in {before.line}. Take one of them out"
             )
         repeated.append((row.id, row.split, "repeated", f"{row.line}, after {before.line}"))
-    every = pd.DataFrame([row[:4] for row in first.values()], columns=list(Row._fields[:4]))
+    every = pd.DataFrame([row[:4] for row in first.values()], columns=list(ListedClip._fields[:4]))
     table, overlap = without_overlap(layout.name, every, data.on_overlap)
     left_out = pd.DataFrame([*repeated, *overlap.itertuples(index=False)], columns=list(LEFT_OUT))
     for split in ("train", "test"):
@@ -289,9 +314,9 @@ def _table(
     return kept, table, left_out
 
 
-def _of_one_file(layout: Layout, rows: Sequence[Row], fitting: dict[str, list[str]]) -> list[tuple[str, ...]]:
-    """Rows (as in `Listing.left_out`) whose file another row has already, under another name of the same clip."""
-    first: dict[str, Row] = {}
+def _same_file(layout: Layout, rows: Sequence[ListedClip], fitting: dict[str, list[str]]) -> list[tuple[str, ...]]:
+    """Rows (as in `Listing.left_out`) whose file an earlier row has: one clip under two names."""
+    first: dict[str, ListedClip] = {}
     repeated: list[tuple[str, ...]] = []
     for row in rows:
         before = first.setdefault(fitting[row.id][0], row) if fitting[row.id] else row
@@ -316,7 +341,9 @@ def _check_classes(layout: Layout, table: pd.DataFrame, classes: tuple[str, ...]
         )
 
 
-def _refuse_empty(layout: Layout, root: Path, row: Row, expected: Callable[[Row], str], files: list[str]) -> None:
+def _refuse_empty(
+    layout: Layout, root: Path, row: ListedClip, expected: Callable[[ListedClip], str], files: list[str]
+) -> None:
     seen = f"no clip file lies there (extensions looked for: {' '.join(CONTAINERS)})"
     if files:
         seen = f"{len(files)} clip files lie there, {str(Path(files[0]).relative_to(root))!r} first"

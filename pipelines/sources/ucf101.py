@@ -22,7 +22,7 @@ from pipelines.config.schema import DataConfig
 from pipelines.sources.base import Source
 from pipelines.sources.files import by_key
 from pipelines.sources.index import ClipIndex
-from pipelines.sources.lists import Layout, Row, assemble, find_lists, is_number, lines, shown, whole_number
+from pipelines.sources.lists import Layout, ListedClip, assemble, find_lists, is_number, lines, shown, whole_number
 
 _GROUP = re.compile(r"_(g\d+)_c\d+$")
 
@@ -61,12 +61,12 @@ def load(data: DataConfig) -> ClipIndex:
     return assemble(form, data, lists, rows, match=_match, expected=_file, classes=classes, notes=notes)
 
 
-def _match(files: list[str]) -> Callable[[Row], list[str]]:
+def _match(files: list[str]) -> Callable[[ListedClip], list[str]]:
     found = by_key(files, lambda stem: stem)
     return lambda row: found.get(row.key, [])
 
 
-def _file(row: Row) -> str:
+def _file(row: ListedClip) -> str:
     return f"UCF-101/{row.label}/{row.key}.avi"
 
 
@@ -80,7 +80,7 @@ def _classes(file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _row(line: str, text: str, split: str, classes: tuple[str, ...], known: set[str]) -> Row:
+def _row(line: str, text: str, split: str, classes: tuple[str, ...], known: set[str]) -> ListedClip:
     name, _, label = text.rpartition(" ")
     if not (name and is_number(label)):
         name, label = text, ""  # test lists have no label
@@ -93,7 +93,7 @@ def _row(line: str, text: str, split: str, classes: tuple[str, ...], known: set[
     group = _GROUP.search(path.stem)
     if group is None:
         raise BadInputError(f"{line}: {shown(path.name)} is not v_<class>_gXX_cYY, which names its source video")
-    return Row(path.stem, folder, split, f"{folder}_{group[1]}", path.stem, line)
+    return ListedClip(path.stem, folder, split, f"{folder}_{group[1]}", path.stem, line)
 
 
 SOURCE = Source(load, takes=("lists", "split"))

@@ -24,7 +24,7 @@ from pipelines.sources.files import by_key
 from pipelines.sources.index import ClipIndex
 from pipelines.sources.lists import (
     Layout,
-    Row,
+    ListedClip,
     assemble,
     csv_rows,
     find_lists,
@@ -54,13 +54,13 @@ def load(data: DataConfig) -> ClipIndex:
         BadInputError: no lists, a malformed line, or no clips.
     """
     lists = find_lists(LAYOUT, data)
-    rows: list[Row] = []
+    rows: list[ListedClip] = []
     for role, file in lists.items():
         rows += _read(file, role)
     return assemble(LAYOUT, data, lists, rows, match=_match, expected=lambda row: f"{row.id}.mp4")
 
 
-def _match(files: list[str]) -> Callable[[Row], list[str]]:
+def _match(files: list[str]) -> Callable[[ListedClip], list[str]]:
     found = by_key(files, _key)
     return lambda row: found.get(row.key, [])
 
@@ -71,7 +71,7 @@ def _key(stem: str) -> tuple[str, int] | str:
     return (video, int(start)) if video and is_number(start) else stem
 
 
-def _read(file: Path, role: str) -> list[Row]:
+def _read(file: Path, role: str) -> list[ListedClip]:
     rows = []
     for number, (line, cells) in enumerate(csv_rows(file)):
         if len(cells) == 4 and number == 0 and not cells[1].isdecimal() and cells[3].lower() not in ("train", "test"):
@@ -80,7 +80,7 @@ def _read(file: Path, role: str) -> list[Row]:
     return rows
 
 
-def _row(line: str, cells: list[str], role: str) -> Row:
+def _row(line: str, cells: list[str], role: str) -> ListedClip:
     if len(cells) == 4:
         video, seconds, label, named = cells
         start, split = whole_number(seconds, "start_seconds", line), split_named(named, line)
@@ -100,7 +100,7 @@ def _row(line: str, cells: list[str], role: str) -> Row:
         )
     if not label or not video or "/" in video:
         raise BadInputError(f"{line}: {'no label' if not label else f'{shown(video)} is no youtube_id'}")
-    return Row(f"{video}_{start:06d}", label, split, video, (video, start), line)
+    return ListedClip(f"{video}_{start:06d}", label, split, video, (video, start), line)
 
 
 SOURCE = Source(load, takes=("lists",))

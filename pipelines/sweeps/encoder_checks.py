@@ -20,17 +20,17 @@ from pipelines.clips.batches import expected_modalities
 from pipelines.config.schema import DataConfig
 
 INPUTS = 2
-"""The fewest that batch normalisation trains on."""
+"""The smallest batch that batch normalisation trains on."""
 
 
 def check_encoder(data: DataConfig, modality: str, given: Given, features: int, *, verify: bool, seed: int) -> None:
-    """Build an encoder and run one batch of random inputs through it, there and back.
+    """Build an encoder and run one batch of random inputs through it, forwards and backwards.
 
     Args:
         data: says which shape the modality will have.
         given: a value of `model.encoders.<modality>`.
         verify: whether an encoder of the user's own must be 1-Lipschitz, as the certificate `lipschitz` verifies it.
-        seed: of the weights and of the inputs.
+        seed: fixes weights and inputs.
 
     Raises:
         BadInputError: one line that names the field, and what of this the encoder does not do.
@@ -49,7 +49,7 @@ def check_certified(certificate: Certificate, modality: str, given: Given) -> No
     """Refuse an encoder that a certificate does not vouch for, by what the encoder says of itself.
 
     Raises:
-        BadInputError: it does not say that it is 1-Lipschitz where the certificate needs that, or there is none such.
+        BadInputError: there is no such encoder, or it does not say that it is 1-Lipschitz where that is needed.
     """
     with _naming(modality):
         name, _ = split_arguments(given)
@@ -90,16 +90,16 @@ def _check_batch(name: str, encoder: nn.Module, modality: Modality, features: in
 
 
 def _check_gradient(name: str, found: Tensor, x: Tensor) -> None:
-    """Attacks and the estimate of τ follow the gradient to the input."""
-    nothing = f"{name}: no gradient reaches its input, which attacks and radii need: leave out no_grad and detach"
+    """Refuse an encoder that passes no gradient to its input: attacks and the estimate of τ follow it."""
+    no_gradient = f"{name}: no gradient reaches its input, which attacks and radii need: leave out no_grad and detach"
     if not found.requires_grad:
-        raise BadInputError(nothing)
+        raise BadInputError(no_gradient)
     try:
         (gradient,) = torch.autograd.grad((found * torch.randn_like(found)).sum(), x, allow_unused=True)
     except Exception as error:
         raise BadInputError(f"{name}: its gradient fails: {one_line(error)}") from error
     if gradient is None or not bool(gradient.any()):
-        raise BadInputError(nothing)
+        raise BadInputError(no_gradient)
     if not bool(gradient.isfinite().all()):
         raise BadInputError(f"{name}: its gradient by the input is NaN or infinite on random inputs")
 

@@ -22,7 +22,7 @@ def find(name: str, known: Mapping[str, Callable[[], Any]], what: str, field: st
         name: one of `known`, or `package.module:Name`.
         known: name to what imports it.
         what: with its article, for errors: "a scheduler".
-        field: of the configuration, for errors.
+        field: the field of the configuration that names it, for errors.
 
     Raises:
         BadInputError: no such part, or one whose package cannot be imported.
@@ -46,10 +46,10 @@ def build(part: Any, name: str, options: Mapping[str, Any], ours: Mapping[str, A
 
     Args:
         part: as `find` gave it.
-        name: of the part, for errors.
+        name: the part's name, for errors.
         options: the user's arguments.
         ours: the sweep's arguments, of which it gets those that it names and the user does not give.
-        field: of the configuration that the options stand in, for errors.
+        field: the field of the configuration that holds the options, for errors.
 
     Raises:
         BadInputError: options that it does not take or that the sweep sets, or a part that cannot be built.

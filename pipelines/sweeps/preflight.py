@@ -46,12 +46,12 @@ class Plan:
     config: RunConfig
     trials: int
     concurrent: int
-    """Trials side by side; 0 where not even one fits."""
+    """How many trials run at once; 0 where not even one fits."""
     needs: Needs
     has: str
     """CPUs and GPUs of each node."""
     free_bytes: int | None
-    """On the disk of the decoded clips; None where they go to a remote cache."""
+    """Free bytes on the disk of the decoded clips; None where they go to a remote cache."""
     where: Path
 
     def check(self) -> None:
@@ -124,9 +124,9 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
     """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
 
     Args:
-        config: of the run.
-        trained: of a saved model that is only measured: its method is not imported, its encoders are not built again,
-            and it shares no batches.
+        config: the run's.
+        trained: the specification of a saved model that is only measured: its method is not imported, its encoders are
+            not built again, and its workers share no batches. None: models are trained.
 
     Raises:
         BadInputError: an unknown method, encoder or ball, an encoder that cannot be built or does not give the features
@@ -219,7 +219,12 @@ def with_gpus(config: RunConfig) -> RunConfig:
 
 
 def needs_of(config: RunConfig, mode: str) -> Needs:
-    """What one worker of a trial takes: itself, and Data tasks where batches stream."""
+    """The CPUs and GPUs of one worker of a trial, with its Data tasks where batches stream.
+
+    Args:
+        config: the run's.
+        mode: `memory` or `stream`.
+    """
     sweep = config.sweep
     cpus, gpus, text = sweep.cpus_per_worker, sweep.gpus_per_worker or 0.0, ""
     if mode == "stream":
@@ -234,7 +239,7 @@ def _count(number: float, thing: str) -> str:
 
 
 def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
-    """Set what a sweep needs against what the cluster has, node by node. Needs a running Ray.
+    """Compare what a sweep needs with what the cluster has, node by node. Needs a running Ray.
 
     Args:
         mode: how batches reach the trials, once that is known; default: as `data.mode` says.

@@ -1,4 +1,4 @@
-"""Every run from settings to clips at hand: what is wrong is said before anything costs time."""
+"""Every run from its settings to decoded clips: what is wrong is said before anything costs time."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pipelines.sweeps.search import check_search
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What is asked of a run beside its configuration."""
+    """What a command asks of a run beside its configuration."""
 
     kind: str
     """`sweep`, `train` or `evaluation`, in the run's card and in its folder's name."""
     folder: Path | None = None
-    """Of a new run; None: runs/<dataset>-<kind>-<time>."""
+    """The folder of a new run; None: runs/<dataset>-<kind>-<time>."""
     resume: Path | None = None
     """The folder of the run that goes on."""
     address: str | None = None
-    """Of a Ray cluster; None: one on this machine, else Ray is started here."""
+    """The address of a Ray cluster; None: one that runs on this machine, or else Ray is started here."""
     model: ModelSpec | None = None
     """The saved model that is measured; None: models are trained."""
     dry_run: bool = False
@@ -51,17 +51,17 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run with its folder open and its clips at hand."""
+    """A run whose folder is open and whose clips are decoded."""
 
     config: RunConfig
-    """With `sweep.gpus_per_worker` as a number."""
+    """The configuration, with `sweep.gpus_per_worker` as a number."""
     plan: Plan
     source: ClipSource
     given: TrialInput
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """The folder of the run."""
         return self.given.run
 
 
@@ -71,7 +71,7 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
     Nothing is started or decoded before settings, the output folder and lists are checked.
 
     Args:
-        config: of the run; of one that goes on, its own.
+        config: the run's; for a run that goes on, the one that it was started with.
         request: the kind of run, and where it goes.
         console: takes the plan and what is said about the clips.
 

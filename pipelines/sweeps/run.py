@@ -28,11 +28,11 @@ def run_sweep(
     """A sweep from preflight to report; returns the exit code: 0 if a trial finished, 130 if it was stopped.
 
     Args:
-        config: the sweep's; of one that goes on, its own.
-        folder: of a new run; None: runs/<dataset>-sweep-<time>.
+        config: the sweep's; for a sweep that goes on, the one that it was started with.
+        folder: where a new run goes; None: runs/<dataset>-sweep-<time>.
         resume: the folder of the sweep that goes on.
         dry_run: show what would run and what it needs, and stop.
-        address: of a Ray cluster; None: one on this machine, else Ray is started here.
+        address: the address of a Ray cluster; None: one that runs on this machine, or else Ray is started here.
 
     Raises:
         BadInputError: settings or clips that cannot be used.

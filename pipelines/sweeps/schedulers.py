@@ -17,7 +17,7 @@ from pipelines.sweeps.parts import METRIC, MODE, TIME, build, find, parameters
 OURS = ("asha", "none")
 _FIELD, _OPTIONS = "sweep.scheduler", "sweep.scheduler_options"
 _COPYING = ("pbt", "pbt_replay", "pb2")
-"""They go on with the state of another trial."""
+"""Schedulers that let a trial go on with the state of another one."""
 
 
 def _importer(found: Any) -> Callable[[], Any]:
@@ -32,7 +32,7 @@ def _same(found: Any) -> Any:
 _KNOWN: dict[str, Callable[[], Any]] = {"asha": partial(_same, ASHAScheduler), "none": partial(_same, None)} | {
     name: _importer(found) for name, found in SCHEDULER_IMPORT.items() if name != "resource_changing"
 }
-"""Without the one that changes what a trial takes: that stands in the configuration."""
+"""Ray's schedulers, without the one that changes a trial's CPUs and GPUs: the configuration sets those."""
 
 
 def scheduler_of(config: RunConfig, space: dict[str, Any]) -> TrialScheduler | None:

@@ -35,9 +35,9 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
 
     Args:
         config: without a search; of a run that goes on, its own.
-        folder: of a new run; None: runs/<dataset>-train-<time>.
+        folder: where a new run goes; None: runs/<dataset>-train-<time>.
         resume: the folder of the run that goes on.
-        address: of a Ray cluster; None: one on this machine, else Ray is started here.
+        address: the address of a Ray cluster; None: one that runs on this machine, or else Ray is started here.
 
     Raises:
         BadInputError: settings or clips that cannot be used.
@@ -70,9 +70,10 @@ def run_evaluation(
     Args:
         model: as `load_saved` gave it.
         config: how it was trained, and how it is measured now; of a run that goes on, its own.
-        folder: of a new run; None: runs/<dataset>-evaluation-<time>.
+        folder: where a new run goes; None: runs/<dataset>-evaluation-<time>.
         resume: the folder of an evaluation that was stopped; clips that it had smoothed are not smoothed again.
-        address: of a Ray cluster, whose workers then measure; None: more workers than one go to one on this machine.
+        address: the address of a Ray cluster, whose workers then measure; None: this process measures, or, with more
+            workers than one, a cluster on this machine.
 
     Raises:
         BadInputError: settings that cannot be used, or clips that the model cannot take.

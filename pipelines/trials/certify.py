@@ -14,14 +14,14 @@ from pipelines.runs.results import ResultsStore
 
 
 def exact_arithmetic(config: RunConfig) -> None:
-    """Let no product round more, as TF32 does, than a certificate of the configuration allows for."""
+    """Switch TF32 off where a certificate of the configuration does not allow for its rounding."""
     if any(certificate.exact_arithmetic for certificate in config.certificates()):
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
 
 
 @dataclass(frozen=True)
-class ClipStore:
+class TrialClipStore:
     """What certificates that look at one clip after the other have found, so that a trial that was stopped goes on."""
 
     store: ResultsStore
@@ -29,14 +29,14 @@ class ClipStore:
     rank: int
 
     def done(self, certificate: str, digest: str, settings: str) -> dict[str, dict[str, Any]]:
-        """Results by clip of this very model with these very settings, of every rank."""
+        """The results of every rank by clip id; arguments as in `crmt.certification.ClipStore`."""
         rows: Any = self.store.read("certified_clips")
         same = (rows.trial_id == self.trial_id) & (rows.certificate == certificate)
         mine = rows[same & (rows.weights_sha256 == digest) & (rows.settings == settings)]
         return {row.clip_id: json.loads(row.result) for row in mine.itertuples(index=False)}
 
     def save(self, certificate: str, digest: str, settings: str, results: Mapping[str, dict[str, Any]]) -> None:
-        """Write this rank's clips anew."""
+        """Write this rank's results in place of its earlier ones."""
         same = {"trial_id": self.trial_id, "certificate": certificate, "weights_sha256": digest, "settings": settings}
         rows = [same | {"clip_id": clip, "result": json.dumps(result)} for clip, result in results.items()]
         self.store.write("certified_clips", f"{self.trial_id}.{certificate}.{self.rank}", rows)

@@ -17,19 +17,19 @@ from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
-from pipelines.trials.certify import ClipStore, exact_arithmetic
+from pipelines.trials.certify import TrialClipStore, exact_arithmetic
 from pipelines.trials.measure import Measured, Measurement, Rows
 from pipelines.trials.sessions import Session
 
 
 def stage_of(method: Method | type[Method]) -> str:
-    """The stage that a finished model of a method is of."""
+    """The stage after which a method's model is finished."""
     return "step2" if method.step2 else "step1"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A trained model with what measuring it rests on: τ̂ and the scores of the training split, all ranks together."""
+class TrialEvaluation:
+    """A trained model with what its measures need: τ̂ and the scores of the training split, all ranks together."""
 
     config: RunConfig
     given: TrialInput
@@ -41,35 +41,37 @@ class Evaluation:
     """Cached scores, on the CPU: what step 2 works on."""
 
     @staticmethod
-    def of(model: MultiModalModel, config: RunConfig, given: TrialInput, clips: Clips, session: Session) -> Evaluation:
+    def of(
+        model: MultiModalModel, config: RunConfig, given: TrialInput, clips: Clips, session: Session
+    ) -> TrialEvaluation:
         """Estimate τ̂ on `train.tau_samples` training clips, and predict the training split.
 
         Args:
             model: trained, on the session's device.
-            config: of the trial.
+            config: the trial's.
             given: what all trials of the run share.
             clips: as this rank sees them.
-            session: through which ranks put their shares together.
+            session: gathers what the ranks computed on their shares.
         """
         session.progress("τ", 0.0)
         constants = _constants(model, config, clips, session)
         mine = predict(model, clips.ordered("train"), missing=False)
         training = Predictions.concatenated(session.gather(mine))
-        return Evaluation(config, given, clips, session, model, constants, training)
+        return TrialEvaluation(config, given, clips, session, model, constants, training)
 
     def measure(
         self, stage: str, final: bool, *, balls: tuple[str, ...] | None = None, more: Rows | None = None
     ) -> Measured:
-        """Measure the model as it stands on the test split, and store the rows.
+        """Measure the model as it is now on the test split, and store the rows.
 
         Args:
             stage: `step1` or `step2`.
             final: whether this stage's model is the one that is saved.
-            balls: narrows the attacks of the configuration.
+            balls: attack in these balls only; None: in all of the configuration.
             more: further rows of the table `metrics`.
         """
         session = self.session
-        stored = ClipStore(ResultsStore(self.given.run / "results"), session.trial_id, session.place.rank)
+        stored = TrialClipStore(ResultsStore(self.given.run / "results"), session.trial_id, session.place.rank)
         measurement = Measurement(self.config, self.clips, session.gather, session.progress, stored=stored)
         reference = self.training.mean_contributions(self.model.head)
         measured = measurement(self.model, self.constants, reference, stage, final, balls=balls)
@@ -82,7 +84,15 @@ class Evaluation:
 def write_rows(
     given: TrialInput, session: Session, table: str, rows: list[dict[str, Any]], stage: str | None = None
 ) -> None:
-    """Rank 0 puts a trial's rows of one table (and stage) into the store, in the place of earlier ones."""
+    """Store a trial's rows of one table, in place of earlier ones; done by rank 0 alone.
+
+    Args:
+        given: what all trials of the run share.
+        session: this rank's.
+        table: its name.
+        rows: without the column `trial_id`.
+        stage: `step1` or `step2`; None for tables without stages.
+    """
     if session.place.rank:
         return
     trial_id = session.trial_id
@@ -108,10 +118,10 @@ class SavedModel:
     """A saved model, as it travels to the workers that measure it."""
 
     folder: Path
-    """Where it was read from."""
+    """The folder that it was read from."""
     spec: ModelSpec
     weights: dict[str, Tensor]
-    """Its state, on the CPU."""
+    """The model's state dictionary, on the CPU."""
     card: dict[str, Any]
 
     def build(self) -> MultiModalModel:
@@ -122,7 +132,7 @@ class SavedModel:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a row of `trials` says about it."""
+        """What a row of `trials` says about the saved model."""
         return {"weights_sha256": self.card["weights_sha256"], "model": str(self.folder.resolve())}
 
 
@@ -135,7 +145,7 @@ def evaluate_saved(
         config: says how the model was trained and how it is measured now.
         given: what all trials of the run share.
         clips: standardised as the model's own training clips were; τ̂ is estimated anew on those of train.
-        session: of this rank.
+        session: this rank's.
         saved: the model.
 
     Raises:
@@ -144,7 +154,7 @@ def evaluate_saved(
     exact_arithmetic(config)
     model = saved.build().to(session.place.device)
     stage = str(saved.card.get("stage") or stage_of(method_class(config.train.method)))
-    Evaluation.of(model, config, given, clips, session).measure(stage, True)
+    TrialEvaluation.of(model, config, given, clips, session).measure(stage, True)
     report = {"finished": True, "epoch": config.train.epochs, **saved.identity}
     session.progress("finished", 1.0)
     session.report(report, None)

@@ -20,7 +20,7 @@ from pipelines.trials.sessions import LocalSession, Session, TuneSession, Worker
 from pipelines.trials.trial import run_trial
 
 Work = Callable[[RunConfig, TrialInput, Clips, Session], dict[str, Any]]
-"""What one worker does: its clips are its share, its session puts the shares together. Gives its last report."""
+"""What one worker does with its share of the clips, the shares put together by its session; returns the last report."""
 DRIVER = {"node:__internal_head__": 0.001}
 """What a trial that only waits for its workers takes: no CPU, since a whole one would deadlock a small machine in
 silence, and a place on the head, which is not taken away as workers' nodes are."""
@@ -64,11 +64,11 @@ def run_on_workers(
     The Train run is named after the trial: started again, it goes on from its checkpoint.
 
     Args:
-        config: of this trial.
+        config: the trial's.
         given: what all trials of the run share.
-        source: from which every worker opens its share of the clips.
-        trial_id: names the rows.
-        callbacks: of Ray Train.
+        source: the decoded clips; every worker opens its share.
+        trial_id: the trial's name in all tables.
+        callbacks: passed on to Ray Train.
         work: what each worker does with its share.
 
     Raises:

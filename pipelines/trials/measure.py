@@ -18,11 +18,12 @@ from crmt.modality import Batch
 from crmt.model import MultiModalModel
 from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
-from pipelines.trials.certify import ClipStore
+from pipelines.trials.certify import TrialClipStore
 
 Rows = list[dict[str, Any]]
 Gather = Callable[[Any], list[Any]]
-Progress = Callable[[str, float], None]
+PhaseProgress = Callable[[str, float], None]
+"""Called with a phase and the fraction of it that is done."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,24 @@ class Measured:
     radii: Rows
 
     def value(self, name: str, modality: str | None = None, certificate: str | None = None) -> float | None:
-        """One number of `metrics`; of a radius, by its certificate."""
+        """One number of the table `metrics`.
+
+        Args:
+            name: of the metric.
+            modality: None: all together.
+            certificate: its name, for numbers about radii.
+        """
         key = (name, modality, certificate)
         return next((r["value"] for r in self.metrics if (r["name"], r["modality"], r.get("certificate")) == key), None)
 
 
 def attack_plan(config: RunConfig, balls: tuple[str, ...] | None = None) -> AttackPlan:
-    """The attacks of the configuration; `balls` narrows them."""
+    """The attacks of the configuration.
+
+    Args:
+        config: the trial's.
+        balls: attack in these balls only; None: in all of the configuration.
+    """
     attack = config.attack
     return AttackPlan(
         names=tuple(attack.names),
@@ -64,7 +76,7 @@ def evaluation_plan(config: RunConfig, final: bool = True, balls: tuple[str, ...
 
     Args:
         final: False leaves out audits and the certificates that only a final model is worth.
-        balls: narrows the attacks.
+        balls: attack in these balls only; None: in all of the configuration.
     """
     certify, attack, seed = config.certify, config.attack, config.train.seed
     settings = AttackSettings(
@@ -88,10 +100,10 @@ class Measurement:
     config: RunConfig
     clips: Clips
     gather: Gather
-    progress: Progress
+    progress: PhaseProgress
     split: str = "test"
-    stored: ClipStore | None = None
-    """Where certificates keep what they have, clip by clip."""
+    stored: TrialClipStore | None = None
+    """Keeps what certificates found, clip by clip, so that a stopped trial goes on there."""
 
     def __call__(
         self,
@@ -106,9 +118,11 @@ class Measurement:
         """Measure `model`.
 
         Args:
-            constants: τ̂ from training clips. reference: mean contributions of training clips, `(M, K)`.
-            stage: `step1` or `step2`. final: whether this stage's model is the one that is saved.
-            balls: narrows the attacks of the configuration.
+            constants: τ̂ from training clips.
+            reference: mean contributions of training clips, `(M, K)`.
+            stage: `step1` or `step2`.
+            final: whether this stage's model is the one that is saved.
+            balls: attack in these balls only; None: in all of the configuration.
         """
         host = Host(
             gather=self.gather,

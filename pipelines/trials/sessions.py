@@ -1,4 +1,4 @@
-"""The Sessions: how a trial speaks to the world from this process, from a Tune trial, or from a Ray Train worker."""
+"""Sessions: how a trial reports and resumes in this process, in a Tune trial, or in a Ray Train worker."""
 
 from __future__ import annotations
 
@@ -30,23 +30,33 @@ class Session(Protocol):
     place: Placement
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """For data-parallel training."""
+        """Wrap a model for data-parallel training."""
         ...
 
     def resume(self) -> dict[str, Any] | None:
-        """The training state to go on from."""
+        """The training state to resume from; None: begin anew."""
         ...
 
     def report(self, metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
-        """Metrics, and the state to resume from."""
+        """Report the metrics of an epoch.
+
+        Args:
+            metrics: name to number.
+            state: what training resumes from; None: nothing to keep.
+        """
         ...
 
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, in order, on every rank."""
+        """The values of all ranks, in their order; every rank gets them."""
         ...
 
     def progress(self, phase: str, fraction: float) -> None:
-        """Tell how far a phase is."""
+        """Tell how far a phase is.
+
+        Args:
+            phase: its name.
+            fraction: how much of it is done, 0 to 1.
+        """
         ...
 
 
@@ -90,7 +100,7 @@ class TuneSession(LocalSession):
     """One worker in the Tune trial's own process: 2 s of overhead instead of a worker group's 14 s."""
 
     def resume(self) -> dict[str, Any] | None:
-        """The furthest whole state in the trial's folder: Tune notes at most every 10 s what there is.
+        """The state with the most epochs in the trial's folder; Tune's own note of it may be up to 10 s old.
 
         Where Tune hands over the state of another trial, as population-based training does, it is that one.
         """
@@ -172,5 +182,5 @@ def furthest_state(trial: Path) -> dict[str, Any] | None:
 
 
 def device_of(gpus: float) -> torch.device:
-    """The device of a worker in this process that was given so many GPUs."""
+    """The device of a worker in this process that was given `gpus` GPUs: the current one, or the CPU for 0."""
     return torch.device("cuda", torch.cuda.current_device()) if gpus > 0 else torch.device("cpu")

@@ -27,7 +27,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
 from pipelines.trials.certify import exact_arithmetic
-from pipelines.trials.evaluation import Evaluation, stage_of, write_rows
+from pipelines.trials.evaluation import TrialEvaluation, stage_of, write_rows
 from pipelines.trials.measure import Rows
 from pipelines.trials.sessions import Session
 
@@ -56,7 +56,7 @@ class _Trial:
         spec = self._spec(method)
         model = build_model(spec, train.seed).to(self.session.place.device)
         report = self._fit(model, method)
-        evaluation = Evaluation.of(model, self.config, self.given, self.clips, self.session)
+        evaluation = TrialEvaluation.of(model, self.config, self.given, self.clips, self.session)
         changes: Rows = []
         if method.step2:
             balls = ("joint",) if "joint" in self.config.attack.balls else tuple(self.config.attack.balls)

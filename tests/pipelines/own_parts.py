@@ -80,7 +80,7 @@ class WordCounts(Kind):
         return Modality(name=self.name, shape=self.shape, channel_axis=0, mean=meta.mean * count,
                         std=meta.std * count, box=None, space="words")
 
-    def transform(self, stored, constants, draws):
+    def transform(self, stored, constants, choices):
         return stored.float()
 
 

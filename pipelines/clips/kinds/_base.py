@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crmt.modality import Modality
-from pipelines.clips.draws import Draws
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.config.modality import ModalityConfig
 from pipelines.config.schema import AudioConfig, DataConfig, FlowConfig, Section, VideoConfig
 
@@ -34,10 +34,10 @@ class Kind(ABC):
     """One modality of a configuration, of some kind.
 
     Args:
-        name: of the modality.
-        column: of the list of clips; it names the file.
-        kind: as the configuration gives it.
-        settings: the kind's own, validated.
+        name: the modality's name.
+        column: the column of the list of clips that names its file.
+        kind: the kind's name, as the configuration gives it.
+        settings: an instance of `Settings`, validated.
         data: the whole section of the configuration.
     """
 
@@ -50,13 +50,18 @@ class Kind(ABC):
     Settings: ClassVar[type[Section]]
     """The kind's settings: a pydantic section."""
     standardised: ClassVar[bool] = False
-    """Whether batches are standardised, so that budgets and radii are in standardised units; else the model does it."""
+    """Whether batches come standardised, so that budgets and radii are in those units; else the model standardises."""
     media: ClassVar[Literal["video", "audio", "flow"] | None] = None
-    """What `decode_clip` gives of one file, together with the others of that file; None: `read` reads it alone."""
+    """What `decode_clip` decodes, in one pass over a file for all its modalities; None: `read` reads the file."""
 
     @classmethod
     def settings_of(cls, given: ModalityConfig, data: DataConfig) -> Section:
-        """The settings that were given, validated."""
+        """The settings of a modality, validated.
+
+        Args:
+            given: what the configuration says of the modality.
+            data: the section around it, whose defaults some kinds begin from.
+        """
         del data
         return cls.Settings.model_validate(given.settings)
 
@@ -70,12 +75,12 @@ class Kind(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of one clip as it is stored."""
+        """The shape of one clip as it is stored."""
 
     @property
     @abstractmethod
     def dtype(self) -> np.dtype:
-        """Of one clip as it is stored."""
+        """The type of a clip's values as they are stored."""
 
     @property
     def jpeg(self) -> bool:
@@ -84,7 +89,7 @@ class Kind(ABC):
 
     @property
     def jpeg_quality(self) -> int:
-        """1 to 100, of those JPEGs."""
+        """The quality of those JPEGs, 1 to 100."""
         return (self.pictures or self.data.video).jpeg_quality
 
     def decides_bytes(self) -> dict[str, Any]:
@@ -96,7 +101,7 @@ class Kind(ABC):
 
         Args:
             file: its path.
-            seconds: that are left of data.decode_timeout.
+            seconds: what is left of data.decode_timeout.
 
         Raises:
             DecodeError: the file cannot be used.
@@ -114,16 +119,20 @@ class Kind(ABC):
 
     @property
     def statistics_axis(self) -> int | None:
-        """Axis of `shape` that statistics are taken by; None: one of all values."""
+        """The axis of `shape` that has a mean and a deviation for each index; None: one of each for all values."""
         return None
 
     @property
     def unit(self) -> tuple[float, float]:
-        """`(lowest, scale)`: a stored value s is (s - lowest) / scale to the model."""
+        """`(lowest, scale)`: a model sees a stored value s as (s - lowest) / scale."""
         return 0.0, 1.0
 
     def with_constants(self, meta: ModalityMeta) -> ModalityMeta:
-        """The statistics with constants of the configuration in their place, where it gives some."""
+        """The statistics, replaced by the constants that the configuration gives, if it gives any.
+
+        Args:
+            meta: with the statistics of the train split.
+        """
         return meta
 
     # ---- as a model takes it
@@ -137,13 +146,13 @@ class Kind(ABC):
         """
 
     @abstractmethod
-    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
+    def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
         """Stored clips to a model's inputs, on their device.
 
         Args:
             stored: (B, *shape), of `dtype`.
             constants: mean and deviation of the batches' standardisation, for kinds that are `standardised`.
-            draws: the random choices of a training batch; None: the plain form of evaluation.
+            choices: the random choices of a training batch; None: the plain form of evaluation.
 
         Returns:
             (B, *modality.shape), float32, in the modality's space.

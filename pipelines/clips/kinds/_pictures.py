@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crmt.modality import Modality
-from pipelines.clips.draws import Draws
 from pipelines.clips.kinds._base import Kind, ModalityMeta
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.config.schema import VideoConfig
 
 
@@ -49,7 +49,7 @@ class Pictures(Kind):
         return 0.0, 255.0
 
     def decides_bytes(self) -> dict[str, Any]:
-        return self.settings.model_dump(exclude={"crop"})  # which batches apply
+        return self.settings.model_dump(exclude={"crop"})  # batches are cropped, stored frames are not
 
     def modality(self, meta: ModalityMeta) -> Modality:
         shape = (self.pictures.frames, self.channels, self.pictures.crop, self.pictures.crop)
@@ -64,29 +64,40 @@ class Pictures(Kind):
         )
 
     def to_unit(self, stored: Tensor) -> Tensor:
-        """Bytes, as floats, to [0, 1]."""
+        """Stored values as floats to [0, 1].
+
+        Args:
+            stored: bytes in a float type, of any shape.
+        """
         return stored / 255
 
     def mirrored(self, values: Tensor, flip: Tensor) -> Tensor:
-        """What else changes in clips that were mirrored, `flip` (B,)."""
+        """What else changes where a clip is mirrored, such as the sign of motion.
+
+        Args:
+            values: `(B, T, C, crop, crop)` in [0, 1], mirrored already.
+            flip: which clips, `(B,)`, bool.
+        """
         del flip
         return values
 
-    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
+    def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
         """`(B, T, C, crop, crop)` in [0, 1]."""
         del constants
         video = self.pictures
         count, _, _, side, _ = stored.shape
-        middle = torch.full((count, video.frames), video.candidates // 2) if draws is None else draws.candidate
+        middle = torch.full((count, video.frames), video.candidates // 2) if choices is None else choices.candidate
         frames = torch.arange(video.frames) * video.candidates + middle
-        if draws is not None and draws.box is not None:
+        if choices is not None and choices.box is not None:
             rows = torch.arange(count, device=stored.device)[:, None]
-            values = self.to_unit(_resized(stored[rows, frames.to(stored.device)].float(), draws.box, video.crop))
-            flip = draws.flip.to(stored.device)
+            # resizing needs floats, so the mirror works on its result; a plain crop, below, picks bytes by index,
+            # mirrored in the same pass, and only the picked ones become floats
+            values = self.to_unit(_resized(stored[rows, frames.to(stored.device)].float(), choices.box, video.crop))
+            flip = choices.flip.to(stored.device)
             values = torch.where(flip[:, None, None, None, None], values.flip(-1), values)
         else:
-            offset = torch.full((count, 2), (side - video.crop) // 2) if draws is None else draws.offset
-            flip = torch.zeros(count, dtype=torch.bool) if draws is None else draws.flip
+            offset = torch.full((count, 2), (side - video.crop) // 2) if choices is None else choices.offset
+            flip = torch.zeros(count, dtype=torch.bool) if choices is None else choices.flip
             values = self.to_unit(_cut(stored, frames, offset, flip, video.crop).float())
         return self.mirrored(values, flip.to(stored.device))
 

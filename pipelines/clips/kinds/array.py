@@ -1,4 +1,4 @@
-"""`array`: numbers that somebody extracted, in a .npy or .npz file a clip: lidar, skeletons, depth, text features ...
+"""`array`: numbers that somebody extracted, a .npy or .npz file for each clip: lidar, skeletons, depth, text ...
 
     lidar: {kind: array, column: lidar, shape: [64, 3], space: metres, box: [0, 80]}
 
@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from crmt.modality import Modality
-from pipelines.clips.draws import Draws
 from pipelines.clips.kinds._base import Kind, ModalityMeta
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.config.schema import Count, Positive, Section
 from pipelines.decoding.arrays import array_shape, read_array
 from pipelines.decoding.errors import DecodeError
@@ -31,16 +31,16 @@ class ArraySettings(Section):
     """What the arrays of one modality are."""
 
     shape: Annotated[list[Count], Field(min_length=1)]
-    """Of one clip's array."""
+    """The shape of one clip's array."""
     space: str = "units of the file"
     """The unit of its values, for tables and plots."""
     box: tuple[float, float] | None = None
     """Range of valid values: attacks stay inside it, and a clip outside it is quarantined."""
     channel_axis: int | None = None
-    """Axis of `shape` with a mean and a deviation each; left out: one of all values."""
+    """The axis of `shape` that has a mean and a deviation for each index; left out: one of each for all values."""
     standardise: Literal["train", "none"] | tuple[Numbers, Deviations] = "train"
-    """Mean and deviation that the model standardises with: of the train split, none, or these two (each a number, or
-    one a channel)."""
+    """Mean and deviation that the model standardises with: those of the train split, none, or these two (each a number,
+    or one a channel)."""
     key: str | None = None
     """Name of the array in an .npz file that holds several."""
 
@@ -57,7 +57,7 @@ class ArraySettings(Section):
 
 
 class Array(Kind):
-    """An array of numbers, as it lies."""
+    """An array of numbers, taken as it is in the file."""
 
     Settings = ArraySettings
 
@@ -70,11 +70,11 @@ class Array(Kind):
         return np.dtype(np.float32)
 
     def decides_bytes(self) -> dict[str, Any]:
-        kept = {"shape", "box", "channel_axis", "key"}  # the axis: of the statistics in the cache's card
+        kept = {"shape", "box", "channel_axis", "key"}  # channel_axis: the cache's card has statistics by it
         return self.settings.model_dump(mode="json", include=kept)
 
     def read(self, file: str, seconds: float) -> NDArray[np.float32]:
-        del seconds  # a file of `shape`, and no more than that of it, is read
+        del seconds  # no more is read of a file than an array of `shape`, so it cannot take long
         return read_array(Path(file), self.shape, self.settings.key, self.settings.box)
 
     def check_header(self, file: str) -> None:
@@ -100,7 +100,7 @@ class Array(Kind):
 
     def modality(self, meta: ModalityMeta) -> Modality:
         axis = self.statistics_axis
-        repeat = self.shape[0] if axis is None else 1  # one number of all is that of every row
+        repeat = self.shape[0] if axis is None else 1  # a single number holds for every index of axis 0
         return Modality(
             name=self.name,
             shape=self.shape,
@@ -111,8 +111,8 @@ class Array(Kind):
             space=self.settings.space,
         )
 
-    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
-        del constants, draws
+    def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
+        del constants, choices
         return stored.float()
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from crmt.modality import Modality
-from pipelines.clips.draws import Draws
 from pipelines.clips.kinds._base import Kind, ModalityMeta
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.config.modality import ModalityConfig
 from pipelines.config.schema import AudioConfig, DataConfig
 from pipelines.decoding.sound import PUBLISHED_FBANK
@@ -48,7 +48,7 @@ class Audio(Kind):
         return np.dtype(np.float16)
 
     def decides_bytes(self) -> dict[str, Any]:
-        return self.sound.model_dump(exclude={"standardise"})  # which batches apply
+        return self.sound.model_dump(exclude={"standardise"})  # batches are standardised, stored sound is not
 
     def with_constants(self, meta: ModalityMeta) -> ModalityMeta:
         given = self.sound.standardise
@@ -63,14 +63,15 @@ class Audio(Kind):
             name=self.name, shape=meta.shape, channel_axis=0, mean=(0.0,), std=(1.0,), box=None, space=space
         )
 
-    def transform(self, stored: Tensor, constants: tuple[float, float], draws: Draws | None) -> Tensor:
+    def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
         standard = (stored.float() - constants[0]) / constants[1]
-        if draws is None:
+        if choices is None:
             return standard
         frames = standard.shape[-1]
-        columns = (torch.arange(frames)[None] + draws.time_shift[:, None]).clamp(0, frames - 1).to(stored.device)
+        # shift in time: column t shows what column t + shift held; past an end, the column at that end is repeated
+        columns = (torch.arange(frames)[None] + choices.time_shift[:, None]).clamp(0, frames - 1).to(stored.device)
         shifted = standard.gather(3, columns[:, None, None, :].expand_as(standard))
-        return shifted + draws.gain.to(stored.device)[:, None, None, None]
+        return shifted + choices.gain.to(stored.device)[:, None, None, None]
 
 
 KIND = Audio

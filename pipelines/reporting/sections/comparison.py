@@ -18,15 +18,16 @@ WITHOUT_ATTACK = "Without attack: all modalities, one alone, one missing (replac
 
 
 @dataclass(frozen=True)
-class Row:
-    """One number of every method."""
+class ComparisonRow:
+    """One line of the table: a label and the same number for every method."""
 
     label: str
     shares: list[Share]
     """By method, as in `RunData.best`."""
     is_share: bool = True
+    """Whether it is shown in per cent; radii and ratios are not."""
     small: str | None = None
-    """Below the label."""
+    """A second line below the label, in small letters."""
 
     @property
     def has_numbers(self) -> bool:
@@ -39,18 +40,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows under one heading; where methods are many, the groups of one `table` share a table."""
 
     title: str
-    rows: list[Row]
+    rows: list[ComparisonRow]
     table: str
 
 
 def comparison(data: RunData) -> Markup:
     """Tiles and the table of the best trial of each method."""
     groups = [g for g in _groups(data) if g.rows]
-    tables: dict[str, list[Row]] = {}
+    tables: dict[str, list[ComparisonRow]] = {}
     for group in groups if len(data.best) > MANY else ():
         tables.setdefault(group.table, []).extend(group.rows)
     many = len(data.best) > 2 * MANY  # then the figure and the table say it better than tiles
@@ -111,38 +112,47 @@ def _tile(data: RunData, trial_id: str) -> tuple[str, str, list[tuple[str, str]]
     return (attacked, f"under {data.names.attack_with_budget(data.attack, epsilon)}", tested + chosen)
 
 
-def _groups(data: RunData) -> list[Group]:
-    """Everything that is compared, under headings; certificates never together."""
+def _groups(data: RunData) -> list[RowGroup]:
+    """Everything that is compared, under headings; each certificate has headings of its own.
+
+    The order is that in which people ask: clean, what one modality gives, what a missing one costs, attacked, radii.
+    Rows in which no method has a number, and so the groups of parts that did not run, fall out at the end.
+    """
     best, modalities = list(data.best.values()), data.modalities
 
     def metric(name: str, modality: str | None = None, certificate: str | None = None) -> list[Share]:
         return [data.metric(t, name, modality, certificate=certificate) for t in best]
 
-    alone = [Row(f"{capital(m)} alone", metric("unimodal_accuracy", m)) for m in modalities]
-    missing = [Row(f"Without {m}", metric("missing_accuracy", m)) for m in modalities]
+    alone = [ComparisonRow(f"{capital(m)} alone", metric("unimodal_accuracy", m)) for m in modalities]
+    missing = [ComparisonRow(f"Without {m}", metric("missing_accuracy", m)) for m in modalities]
     attack = capital(data.names.attack_short(data.attack))
     attacked = [
-        Row(f"{attack} accuracy, ε\u00a0=\u00a0{e:g}", [data.attacked(t, e) for t in best])
+        ComparisonRow(f"{attack} accuracy, ε\u00a0=\u00a0{e:g}", [data.attacked(t, e) for t in best])
         for e in budgets_for_tables(data.budgets, data.headline)
     ]
     ball = f"Under attack in the joint ℓ2 ball: {data.names.attack(data.attack)} ({data.space_of(JOINT)})"
     groups = [
-        Group("Without attack", [Row("Clean accuracy", metric("clean_accuracy"))], WITHOUT_ATTACK),
-        Group("One modality alone", alone, WITHOUT_ATTACK),
-        Group("A modality missing (replaced by its mean)", missing, WITHOUT_ATTACK),
-        Group(ball, attacked, ball),
+        RowGroup("Without attack", [ComparisonRow("Clean accuracy", metric("clean_accuracy"))], WITHOUT_ATTACK),
+        RowGroup("One modality alone", alone, WITHOUT_ATTACK),
+        RowGroup("A modality missing (replaced by its mean)", missing, WITHOUT_ATTACK),
+        RowGroup(ball, attacked, ball),
     ]
+    # a run of one modality has no ratio: whatever the label says, its row has no numbers and falls out below
     ratio = Markup("Mean η<sup>{}</sup>\u00a0/\u00a0η<sup>{}</sup>").format(*[*modalities, "", ""][:2])
     for certificate in data.certificates or ["estimate"]:
         balls = (JOINT, *(modalities if len(modalities) > 1 else []))
         word = data.certificate_name(certificate)
         title = f"Mean {word} ℓ2 radius"
         radii = [(b, [data.mean_radius(t, certificate, b) for t in best]) for b in balls]
-        groups.append(Group(title, [Row(capital(b), r, False, data.space_of(b)) for b, r in radii], title))
+        groups.append(RowGroup(title, [ComparisonRow(capital(b), r, False, data.space_of(b)) for b, r in radii], title))
         indicator = f"Vulnerability indicator, ratio between the modalities · {word}"
-        groups.append(Group(indicator, [Row(ratio, metric("indicator_ratio", None, certificate), False)], title))
+        groups.append(
+            RowGroup(indicator, [ComparisonRow(ratio, metric("indicator_ratio", None, certificate), False)], title)
+        )
         if certificate in data.by_chance:
             counts = [data.abstained(t, certificate) for t in best]
             shares = [wilson(*count) if count else MISSING for count in counts]
-            groups.append(Group(f"Abstentions · {word}", [Row("Abstained, share of clips", shares)], title))
-    return [Group(g.title, [row for row in g.rows if row.has_numbers], g.table) for g in groups]
+            groups.append(
+                RowGroup(f"Abstentions · {word}", [ComparisonRow("Abstained, share of clips", shares)], title)
+            )
+    return [RowGroup(g.title, [row for row in g.rows if row.has_numbers], g.table) for g in groups]

@@ -31,12 +31,12 @@ def header(data: RunData) -> Markup:
     """Name, outcome and provenance."""
     card, trials = data.provenance, data.tables["trials"]
     command, started = card.get("command"), str(card.get("started") or trials.started.dropna().min() or "")
-    few = " and ".join(map(data.names.method, data.best)) if len(data.best) <= 2 else f"{len(data.best)} methods"
+    methods = " and ".join(map(data.names.method, data.best)) if len(data.best) <= 2 else f"{len(data.best)} methods"
     return render(
         "header",
         data,
         name=str(card.get("name") or data.run.resolve().name),
-        methods=few,
+        methods=methods,
         refuted=refuted(data),
         outcome=outcome(data),
         count={s: int((trials.status == s).sum()) for s in STATUSES},

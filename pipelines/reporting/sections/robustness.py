@@ -15,9 +15,9 @@ from pipelines.reporting.plotting import LOOK, MANY, draw, meta, safe, style
 from pipelines.reporting.render import capital, render
 
 DASHES: dict[str, str] = OURS["dashes"]
-"""Of lines that are not the headline's, which is solid."""
+"""By attack, the dashes of its line; the headline attack's line is solid."""
 RADII_DASH = "6px,4px"
-"""Of radii that are not ours."""
+"""The dashes of radii from certificates of the user's own."""
 
 
 def robustness(data: RunData) -> Markup:
@@ -104,8 +104,8 @@ def _add_chance(figure: go.Figure, chance: float, limit: float) -> None:
 
 def shown_at_first(data: RunData, kind: str) -> bool:
     """Whether a kind of curve is on when the page opens."""
-    few = len(data.best) <= MANY and (kind not in data.attacks or len(data.attacks) <= 2)
-    return few or kind == data.attack
+    readable = len(data.best) <= MANY and (kind not in data.attacks or len(data.attacks) <= 2)
+    return readable or kind == data.attack
 
 
 def _add_attack(
@@ -117,11 +117,8 @@ def _add_attack(
     if rows.empty:
         return
     clean = data.metric(trial_id, "clean_accuracy")
-    start = [clean] if np.isfinite(clean.value) else []
-    x = np.array([*(0.0 for _ in start), *rows.epsilon])
-    y = np.array([*(c.value for c in start), *rows.accuracy])
-    low = np.array([*(c.low for c in start), *rows.low])
-    high = np.array([*(c.high for c in start), *rows.high])
+    start = [(0.0, clean.value, clean.low, clean.high)] if np.isfinite(clean.value) else []
+    x, y, low, high = np.array([*start, *rows[["epsilon", "accuracy", "low", "high"]].to_numpy(dtype=float)]).T
     colour, main = data.names.colour(method), attack == data.attack
     known = np.isfinite(low) & np.isfinite(high)
     if main and known.sum() > 1 and len(data.best) <= MANY:

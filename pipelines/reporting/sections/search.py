@@ -27,7 +27,7 @@ def search(data: RunData) -> Markup:
         data,
         plot=search_figure(data),
         axes=[short_name(axis) for axis in axes],
-        marks=[(method, glyph(symbol_of(method, methods))) for method in methods],
+        marks=[(method, Markup(SYMBOLS[symbol_of(method, methods)])) for method in methods],
         without=without,
     )
 
@@ -36,11 +36,6 @@ def symbol_of(method: Any, methods: Sequence[str]) -> str:
     """A marker symbol by the method's place among the methods of the run."""
     symbols = list(SYMBOLS)
     return symbols[(list(methods).index(method) if method in methods else 0) % len(symbols)]
-
-
-def glyph(symbol: str) -> Markup:
-    """A symbol of plotly as the inside of a 14 × 14 SVG."""
-    return Markup(SYMBOLS[symbol])
 
 
 def search_axes(data: RunData) -> list[str]:

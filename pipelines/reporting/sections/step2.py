@@ -95,8 +95,9 @@ def harmful(data: RunData) -> list[str]:
 
 def _measures(data: RunData) -> list[Measure]:
     def metric(label: str, split: str, name: str, certificate: str | None = None) -> Measure:
-        found = lambda trial_id, stage: data.metric(trial_id, name, None, stage, split, certificate)  # noqa: E731
-        return Measure(label, split, certificate is None, found)
+        return Measure(
+            label, split, certificate is None, lambda t, s: data.metric(t, name, None, s, split, certificate)
+        )
 
     found: list[Measure] = []
     for certificate in _maximised(data.tables["metrics"]):

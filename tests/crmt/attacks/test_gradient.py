@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from crmt.attacks import ATTACK_LOSSES, Ball, fgm, pgd
-from crmt.attacks.balls import Budget
+from crmt.attacks.balls import Epsilon
 from crmt.errors import BadInputError
 from crmt.heads import ConcatHead
 from crmt.losses import logit_margin
@@ -62,7 +62,7 @@ def balls(draw: st.DrawFn) -> Ball:
     norm = draw(st.sampled_from(NORMS))
     size = st.sampled_from([0.0, 1e-4, 0.1, 1.0, 5.0])
 
-    def budget() -> Budget:
+    def budget() -> Epsilon:
         if draw(st.booleans()):
             return draw(size)
         return torch.tensor(draw(st.lists(size, min_size=COUNT, max_size=COUNT)))
@@ -386,7 +386,7 @@ def test_an_empty_batch_is_fine() -> None:
 
 @pytest.mark.parametrize("epsilon", [-0.1, float("nan"), torch.tensor([0.1, -0.1]), torch.tensor([float("nan"), 1.0])])
 @pytest.mark.parametrize("norm", NORMS)
-def test_budgets_below_zero_are_refused(epsilon: Budget, norm: Norm) -> None:
+def test_budgets_below_zero_are_refused(epsilon: Epsilon, norm: Norm) -> None:
     with pytest.raises(BadInputError, match=r"a budget must be 0 or more, not"):
         Ball.joint(["audio"], epsilon, norm)
     with pytest.raises(BadInputError, match=r"a budget must be 0 or more, not"):

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from crmt.certificates import lipschitz
 from crmt.certificates.audit import audit
-from crmt.certificates.lipschitz import lipschitz_constants, lipschitz_radii, pair_constants
+from crmt.certificates.lipschitz import lipschitz_constants, lipschitz_pair_constants, lipschitz_radii
 from crmt.encoders.orthogonal_layers import cayley
 from crmt.errors import BadInputError, CRMTError
 from crmt.fit import FitSettings, fit
@@ -339,12 +339,12 @@ def test_pair_constants_are_those_of_the_formula() -> None:
     constants = torch.tensor([1.0, 2.0])
     expected = constants[:, None, None] * (a[:, :, None] ** 2 + a[:, None, :] ** 2).sqrt()
     off = ~torch.eye(5, dtype=torch.bool).expand(2, 5, 5)
-    found = pair_constants(head, constants)
+    found = lipschitz_pair_constants(head, constants)
     torch.testing.assert_close(found[off], expected[off], rtol=1e-5, atol=0)
     concat = ConcatHead({"a": 8}, 3)
     with torch.no_grad():
         concat.weight("a")[2] = concat.weight("a")[1]
-    distances = pair_constants(concat, torch.ones(1))[0]
+    distances = lipschitz_pair_constants(concat, torch.ones(1))[0]
     assert distances[0, 1] == pytest.approx(
         float((concat.weight("a")[0] - concat.weight("a")[1]).detach().norm()), rel=1e-5
     )

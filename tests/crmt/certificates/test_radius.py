@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crmt.certificates.estimate import estimated_radii, gradient_constants, pair_constants
+from crmt.certificates.estimate import estimated_pair_constants, estimated_radii, gradient_constants
 from crmt.certificates.radius import Radii, pairwise_radii, radii
 from crmt.errors import BadInputError
 from crmt.model import MultiModalModel
@@ -101,7 +101,7 @@ def test_the_indicator_is_eta_at_the_class_that_attains_the_radius(head_name: st
     labels = output.logits.argmax(1)
     constants = gradient_constants(model, in_batches(inputs, labels, 20))
     found = estimated_radii(model.head, output.scores, labels, constants)
-    eta = pair_constants(model.head, constants)
+    eta = estimated_pair_constants(model.head, constants)
     for i, y in enumerate(labels.tolist()):
         by_class = {
             j: float((output.logits[i, y] - output.logits[i, j]) / eta[:, y, j].norm()) for j in range(4) if j != y
@@ -115,7 +115,7 @@ def test_eta_of_the_orthogonal_head_is_the_sum_of_both_classes() -> None:
     model = linear_model("orthogonal", 2)
     inputs = random_inputs(model, 3)
     constants = gradient_constants(model, in_batches(inputs, mostly_right(model, inputs), 3))
-    eta, a = pair_constants(model.head, constants), model.head.integration.detach()
+    eta, a = estimated_pair_constants(model.head, constants), model.head.integration.detach()
     for m in range(2):
         for y in range(4):
             for j in range(4):
@@ -169,7 +169,7 @@ def test_a_concat_head_needs_pair_constants() -> None:
     model = linear_model("concat", 2)
     batches = in_batches(random_inputs(model, 3), torch.zeros(3, dtype=torch.long), 3)
     with pytest.raises(BadInputError, match=r"pairs=True"):
-        pair_constants(model.head, gradient_constants(model, batches, pairs=False))
+        estimated_pair_constants(model.head, gradient_constants(model, batches, pairs=False))
 
 
 def test_the_closed_form_is_what_the_model_computes(linear: MultiModalModel) -> None:

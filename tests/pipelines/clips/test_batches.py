@@ -18,9 +18,9 @@ from pipelines.clips import ingest as clips_ingest
 from pipelines.clips.batches import (
     Clips,
     ClipTable,
-    Draws,
     MemoryClips,
     Placement,
+    RandomChoices,
     StreamClips,
     StreamIndex,
     Transform,
@@ -149,21 +149,21 @@ def test_fewer_clips_than_workers_is_refused_on_every_rank() -> None:
 
 
 def naive(
-    clip: np.ndarray, sound: np.ndarray, draws: Draws, i: int, pad: int, mean: float, std: float
+    clip: np.ndarray, sound: np.ndarray, choices: RandomChoices, i: int, pad: int, mean: float, std: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """One clip augmented by plain loops: pad with the edge, cut, mirror; shift with the edge repeated, add the gain."""
-    frames = [clip[segment * CANDIDATES + int(draws.candidate[i, segment])] for segment in range(FRAMES)]
-    top, left = (int(v) + pad for v in draws.offset[i])
+    frames = [clip[segment * CANDIDATES + int(choices.candidate[i, segment])] for segment in range(FRAMES)]
+    top, left = (int(v) + pad for v in choices.offset[i])
     cut = []
     for frame in frames:
         padded = np.pad(frame, ((0, 0), (pad, pad), (pad, pad)), mode="edge")
         part = padded[:, top : top + CROP, left : left + CROP]
-        cut.append(part[:, :, ::-1] if draws.flip[i] else part)
+        cut.append(part[:, :, ::-1] if choices.flip[i] else part)
     shifted = np.empty_like(sound, dtype=np.float32)
     for t in range(COLUMNS):
-        source = min(max(t + int(draws.time_shift[i]), 0), COLUMNS - 1)
+        source = min(max(t + int(choices.time_shift[i]), 0), COLUMNS - 1)
         shifted[..., t] = (sound[..., source].astype(np.float32) - mean) / std
-    return np.stack(cut).astype(np.float32) / 255, shifted + np.float32(draws.gain[i])
+    return np.stack(cut).astype(np.float32) / 255, shifted + np.float32(choices.gain[i])
 
 
 @settings(max_examples=30, deadline=None)
@@ -173,23 +173,23 @@ def naive(
 def test_augmentation_is_what_plain_loops_do(pad: int, flip: bool, shift: int, gain: float, seed: int) -> None:
     config = data_config(pad=pad, flip=flip, time_shift=shift, gain=gain)
     table = made_up({"train": 6}, seed)
-    draws = Draws.draw(6, config, [seed])
-    inputs = Transform(config, {"audio": (3.0, 2.0)})(table.arrays, draws, torch.device("cpu"))
+    choices = RandomChoices.draw(6, config, [seed])
+    inputs = Transform(config, {"audio": (3.0, 2.0)})(table.arrays, choices, torch.device("cpu"))
     assert inputs["video"].shape == (6, FRAMES, 3, CROP, CROP) and inputs["audio"].shape == (6, 1, MELS, COLUMNS)
     for i in range(6):
-        video, audio = naive(table.arrays["video"][i], table.arrays["audio"][i], draws, i, pad, 3.0, 2.0)
+        video, audio = naive(table.arrays["video"][i], table.arrays["audio"][i], choices, i, pad, 3.0, 2.0)
         np.testing.assert_array_equal(inputs["video"][i].numpy(), video)
         np.testing.assert_allclose(inputs["audio"][i].numpy(), audio, atol=1e-6)
 
 
 def test_draws_fill_their_ranges_and_no_more() -> None:
-    draws = Draws.draw(4000, data_config(pad=2, flip=True, time_shift=3, gain=0.5), [0])
-    assert set(draws.candidate.unique().tolist()) == {0, 1, 2} and draws.candidate.shape == (4000, FRAMES)
-    assert set(draws.offset.unique().tolist()) == set(range(-2, SIDE - CROP + 2 + 1))
-    assert set(draws.time_shift.unique().tolist()) == set(range(-3, 4))
-    assert 0.45 < draws.flip.float().mean() < 0.55
-    assert -0.5 <= draws.gain.min() < -0.45 and 0.45 < draws.gain.max() <= 0.5
-    assert not Draws.draw(100, data_config(flip=False), [0]).flip.any()
+    choices = RandomChoices.draw(4000, data_config(pad=2, flip=True, time_shift=3, gain=0.5), [0])
+    assert set(choices.candidate.unique().tolist()) == {0, 1, 2} and choices.candidate.shape == (4000, FRAMES)
+    assert set(choices.offset.unique().tolist()) == set(range(-2, SIDE - CROP + 2 + 1))
+    assert set(choices.time_shift.unique().tolist()) == set(range(-3, 4))
+    assert 0.45 < choices.flip.float().mean() < 0.55
+    assert -0.5 <= choices.gain.min() < -0.45 and 0.45 < choices.gain.max() <= 0.5
+    assert not RandomChoices.draw(100, data_config(flip=False), [0]).flip.any()
 
 
 def test_evaluation_takes_the_middle_frame_and_the_centre() -> None:

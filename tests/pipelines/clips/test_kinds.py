@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from crmt.errors import BadInputError
 from pipelines.clips.batches import ClipTable, MemoryClips, expected_modalities
 from pipelines.clips.cache import cache_key
-from pipelines.clips.draws import Draws
 from pipelines.clips.ingest import look_ahead
 from pipelines.clips.kinds import KINDS, ModalityMeta, kinds_of
 from pipelines.clips.placement import CPU, Placement
+from pipelines.clips.random_choices import RandomChoices
 from pipelines.clips.rows import add_clip, decode_rows, empty_sums, encode_row, schema_of, statistics
 from pipelines.clips.transform import Transform
 from pipelines.config.run_config import RunConfig, parse, with_values
@@ -258,13 +258,13 @@ def many(seed: int = 0, n: int = 8) -> dict[str, np.ndarray]:
 def test_two_cameras_are_cut_each_by_its_own_settings_and_mirrored_together() -> None:
     data = data_config(TWO, augment={"pad": 1, "flip": True, "time_shift": 2})
     transform = Transform(data, {"speech": (3.0, 2.0)})
-    arrays, draws = many(), transform.draw(8, [1])
-    inputs = transform(arrays, draws, CPU)
+    arrays, choices = many(), transform.draw(8, [1])
+    inputs = transform(arrays, choices, CPU)
     assert list(inputs) == list(TWO)
     assert inputs["left"].shape == (8, 2, 3, 8, 8) and inputs["right"].shape == (8, 3, 3, 10, 10)
-    left, right = (draws.of(transform.groups[name]) for name in ("left", "right"))
+    left, right = (choices.of(transform.groups[name]) for name in ("left", "right"))
     assert transform.groups["motion"] == transform.groups["left"] != transform.groups["right"]
-    assert torch.equal(left.flip, right.flip) and draws.flip.any() and not draws.flip.all()
+    assert torch.equal(left.flip, right.flip) and choices.flip.any() and not choices.flip.all()
     assert not torch.equal(left.offset, right.offset)
     # the same pixels: what was cut of the video was cut of its flow, mirrored along with it
     torch.testing.assert_close(inputs["motion"][:, :, 1], (inputs["left"][:, :, 1] * 255 - 1).clamp(0) / 254)
@@ -311,7 +311,7 @@ def test_a_card_tells_how_sound_was_standardised() -> None:
 
 def test_draws_of_the_default_ones_do_not_depend_on_others() -> None:
     data = data_config({"video": "video", **TWO}, augment={"pad": 1})
-    base, more = Draws.draw(5, data_config(augment={"pad": 1}), [3]), Transform(data).draw(5, [3])
+    base, more = RandomChoices.draw(5, data_config(augment={"pad": 1}), [3]), Transform(data).draw(5, [3])
     assert torch.equal(base.offset, more.of(Transform(data).groups["video"]).offset)
 
 
@@ -353,7 +353,7 @@ class WordCounts(Kind):
         return Modality(name=self.name, shape=self.shape, channel_axis=0, mean=meta.mean * n, std=meta.std * n,
                         box=None, space="words")
 
-    def transform(self, stored, constants, draws):
+    def transform(self, stored, constants, choices):
         return stored.float()
 '''
 

@@ -19,7 +19,7 @@ from pipelines.clips.batches import ClipTable, MemoryClips, StreamClips, StreamI
 from pipelines.clips.cache import cache_key
 from pipelines.clips.ingest import ingest
 from pipelines.clips.placement import CPU, Placement
-from pipelines.clips.transform import Draws, Transform
+from pipelines.clips.transform import RandomChoices, Transform
 from pipelines.config.schema import DataConfig
 from pipelines.decoding.sound import PUBLISHED_FBANK
 from pipelines.sources.index import ClipIndex
@@ -64,20 +64,20 @@ def resized(image: NDArray[np.float64], box: list[float]) -> NDArray[np.float64]
 @given(low=st.floats(0.05, 1), flip=st.booleans(), seed=st.integers(0, 99))
 def test_a_random_resized_crop_is_what_plain_loops_do(low: float, flip: bool, seed: int) -> None:
     data, arrays = config(scale=[low, 1.0], flip=flip), stored(seed)
-    draws = Draws.draw(COUNT, data, [seed])
-    inputs = Transform(data)(arrays, draws, CPU)
-    assert draws.box is not None and inputs["video"].shape == (COUNT, FRAMES, 3, CROP, CROP)
+    choices = RandomChoices.draw(COUNT, data, [seed])
+    inputs = Transform(data)(arrays, choices, CPU)
+    assert choices.box is not None and inputs["video"].shape == (COUNT, FRAMES, 3, CROP, CROP)
     for i in range(COUNT):
         for name, channel in (("video", 1), ("flow", 0), ("flow", 1)):
-            frame = arrays[name][i, CANDIDATES + int(draws.candidate[i, 1]), channel].astype(float)
-            values = resized((frame - 1) / 254 if name == "flow" else frame / 255, draws.box[i].tolist())
-            values = values[:, ::-1] if draws.flip[i] else values
-            values = 1 - values if draws.flip[i] and (name, channel) == ("flow", 0) else values
+            frame = arrays[name][i, CANDIDATES + int(choices.candidate[i, 1]), channel].astype(float)
+            values = resized((frame - 1) / 254 if name == "flow" else frame / 255, choices.box[i].tolist())
+            values = values[:, ::-1] if choices.flip[i] else values
+            values = 1 - values if choices.flip[i] and (name, channel) == ("flow", 0) else values
             np.testing.assert_allclose(inputs[name][i, 1, channel].numpy(), values, atol=1e-4)
 
 
 def test_resized_crops_fill_their_ranges() -> None:
-    box = Draws.draw(4000, config(scale=[0.2, 0.8], ratio=[0.8, 1.25]), [0]).box
+    box = RandomChoices.draw(4000, config(scale=[0.2, 0.8], ratio=[0.8, 1.25]), [0]).box
     assert box is not None
     top, left, height, width = box.numpy().T
     assert (top >= 0).all() and (left >= 0).all()
@@ -85,7 +85,7 @@ def test_resized_crops_fill_their_ranges() -> None:
     area, ratio = height * width / SIDE**2, width / height
     assert 0.19 < area.min() < 0.22 and 0.75 < area.max() <= 0.8 + 1e-4
     assert 0.8 - 1e-4 <= ratio.min() < 0.82 and 1.22 < ratio.max() <= 1.25 + 1e-4
-    assert Draws.draw(3, config(), [0]).box is None
+    assert RandomChoices.draw(3, config(), [0]).box is None
     for wrong in ({"scale": [0.5, 1.2]}, {"scale": [0.8, 0.2]}, {"ratio": [2.0, 1.0]}, {"scale": [0.5, 1], "pad": 2}):
         with pytest.raises(ValidationError):
             config(**wrong)
@@ -93,8 +93,8 @@ def test_resized_crops_fill_their_ranges() -> None:
 
 def test_a_crop_of_the_whole_square_is_a_plain_resize() -> None:
     data = config(scale=[1.0, 1.0], ratio=[1.0, 1.0], flip=False)
-    inputs = Transform(data)(stored(), Draws.draw(COUNT, data, [1]), CPU)
-    assert Draws.draw(COUNT, data, [1]).box is not None
+    inputs = Transform(data)(stored(), RandomChoices.draw(COUNT, data, [1]), CPU)
+    assert RandomChoices.draw(COUNT, data, [1]).box is not None
     assert inputs["video"].mean() == pytest.approx(stored()["video"].mean() / 255, abs=0.03)
 
 
@@ -118,16 +118,16 @@ def test_resized_draws_are_those_of_seed_epoch_and_rank(augment: dict[str, Any])
 def test_flow_mirrored_goes_the_other_way_and_is_cut_as_the_video_is() -> None:
     data, arrays = config(flip=True, pad=2), stored()
     arrays["flow"] = np.repeat(arrays["video"][:, :, :1].clip(1), 2, axis=2)  # so that they can be compared
-    draws = Draws.draw(COUNT, data, [3])
-    assert draws.flip.any() and not draws.flip.all()
-    inputs = Transform(data)(arrays, draws, CPU)
+    choices = RandomChoices.draw(COUNT, data, [3])
+    assert choices.flip.any() and not choices.flip.all()
+    inputs = Transform(data)(arrays, choices, CPU)
     for i in range(COUNT):
         same = (inputs["video"][i, :, 0] * 255 - 1).clamp(0) / 254
-        across = 1 - same if draws.flip[i] else same
+        across = 1 - same if choices.flip[i] else same
         torch.testing.assert_close(inputs["flow"][i, :, 0], across)
         torch.testing.assert_close(inputs["flow"][i, :, 1], same)
     still = {"flow": np.full((COUNT, FRAMES * CANDIDATES, 2, SIDE, SIDE), 128, np.uint8)}
-    for chosen in (draws, None):
+    for chosen in (choices, None):
         assert (Transform(data)(still, chosen, CPU)["flow"] == 0.5).all()
 
 

@@ -15,9 +15,8 @@ from crmt.methods import method_class, method_names
 from pipelines.report import summary
 from pipelines.reporting.build import build_report
 from pipelines.reporting.data import RunData, load_run
-from pipelines.reporting.names import OURS, in_order, names_of
+from pipelines.reporting.names import OURS, SYMBOLS, in_order, names_of
 from pipelines.reporting.sections.audit import refuted
-from pipelines.reporting.sections.search import glyph
 from pipelines.reporting.sections.step2 import harmful
 from pipelines.reporting.summary import print_summary
 from pipelines.runs.results import ResultsStore, open_store
@@ -319,7 +318,7 @@ def test_search_marks_differ_and_can_be_drawn(many: tuple[RunData, Page]) -> Non
     symbols: dict[str, set[Any]] = {}
     for trace in page.plots["search-0"]["data"]:
         symbols.setdefault(trace["meta"]["method"], set()).update(trace["marker"]["symbol"])
-    drawn = {glyph(s) for found in list(symbols.values())[:16] for s in found}
+    drawn = {SYMBOLS[s] for found in list(symbols.values())[:16] for s in found}
     assert len(symbols) == len(data.best) and len(drawn) >= 14
 
 

@@ -14,12 +14,12 @@ from pipelines.clips.placement import Placement
 from pipelines.config.modality import PATH
 from pipelines.config.schema import AugmentConfig, DataConfig, VideoConfig
 
-Group = tuple[str, int, int, int, int]
-"""Modalities that share their draws: of one column, with the same frames, candidates, size and crop."""
+ChoiceGroup = tuple[str, int, int, int, int]
+"""Column, frames, candidates, size and crop: modalities that agree in all of these are cut alike."""
 
 
 @dataclass(frozen=True)
-class Draws:
+class RandomChoices:
     """The random choices of one batch. In memory they are drawn for the GLOBAL batch, whatever the workers."""
 
     candidate: Tensor
@@ -29,20 +29,25 @@ class Draws:
     flip: Tensor
     """`(B,)`: whether a clip's pictures are mirrored, all of them alike."""
     time_shift: Tensor
+    """`(B,)`: spectrogram frames by which sound is shifted."""
     gain: Tensor
+    """`(B,)`: added to standardised sound."""
     box: Tensor | None = None
     """`(B, 4)` with augment.scale: top, left, height and width of what is cut out and resized."""
-    others: dict[Group, Draws] = field(default_factory=dict)
-    """Those of modalities that are cut otherwise, or lie in another column."""
+    others: dict[ChoiceGroup, RandomChoices] = field(default_factory=dict)
+    """The choices for modalities that are cut otherwise, or whose files another column names, by group."""
 
     @staticmethod
-    def draw(size: int, data: DataConfig, seed: Sequence[int], groups: Iterable[Group | None] = ()) -> Draws:
-        """Draw for a batch.
+    def draw(
+        size: int, data: DataConfig, seed: Sequence[int], groups: Iterable[ChoiceGroup | None] = ()
+    ) -> RandomChoices:
+        """The choices for a batch.
 
         Args:
-            size: clips.
-            seed: the same numbers give the same draws.
-            groups: of the modalities, as `group_of` gives them.
+            size: clips in the batch.
+            data: says how clips are cut and augmented.
+            seed: the same numbers give the same choices.
+            groups: the groups of all modalities, as `group_of` gives them.
         """
         base = _draw(size, data.video, data.augment, seed)
         others = {}
@@ -56,34 +61,48 @@ class Draws:
             others[group] = replace(_draw(size, video, data.augment, own), flip=base.flip)
         return replace(base, others=others)
 
-    def of(self, group: Group | None) -> Draws:
-        """Those of the modalities of a group; None: of data.video and data.audio in `path`."""
+    def of(self, group: ChoiceGroup | None) -> RandomChoices:
+        """The choices for the modalities of a group.
+
+        Args:
+            group: as `group_of` gives it; None: that of data.video and data.audio in `path`.
+        """
         return self if group is None else self.others[group]
 
-    def mine(self, place: Placement) -> Draws:
-        """This rank's share of them."""
+    def mine(self, place: Placement) -> RandomChoices:
+        """This rank's share of the choices.
+
+        Args:
+            place: which worker of how many.
+        """
 
         def share(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[place.rank :: place.world_size]
 
         kept = {name: share(values) for name, values in vars(self).items() if name != "others"}
-        return Draws(**kept, others={group: draws.mine(place) for group, draws in self.others.items()})  # type: ignore[arg-type]
+        return RandomChoices(**kept, others={group: choices.mine(place) for group, choices in self.others.items()})  # type: ignore[arg-type]
 
 
-def group_of(column: str, video: VideoConfig | None, data: DataConfig) -> Group | None:
-    """The group of a modality in `column`, whose pictures are cut as `video` says; None: that of the default ones."""
+def group_of(column: str, video: VideoConfig | None, data: DataConfig) -> ChoiceGroup | None:
+    """The group of a modality; None for that of the default modalities.
+
+    Args:
+        column: the column that names its file.
+        video: how its pictures are cut; None: it has none.
+        data: says what the default modalities are.
+    """
     own = _group(column, video or data.video)
     return None if own == _group(PATH, data.video) else own
 
 
-def _group(column: str, video: VideoConfig) -> Group:
+def _group(column: str, video: VideoConfig) -> ChoiceGroup:
     return (column, video.frames, video.candidates, video.size, video.crop)
 
 
-def _draw(size: int, video: VideoConfig, augment: AugmentConfig, seed: Sequence[int]) -> Draws:
+def _draw(size: int, video: VideoConfig, augment: AugmentConfig, seed: Sequence[int]) -> RandomChoices:
     rng = np.random.default_rng(list(seed))
     room = video.size - video.crop + 2 * augment.pad
-    return Draws(
+    return RandomChoices(
         torch.from_numpy(rng.integers(0, video.candidates, (size, video.frames))),
         torch.from_numpy(rng.integers(0, room + 1, (size, 2))) - augment.pad,
         torch.from_numpy(rng.random(size) < 0.5) & augment.flip,
@@ -94,7 +113,7 @@ def _draw(size: int, video: VideoConfig, augment: AugmentConfig, seed: Sequence[
 
 
 def _boxes(rng: np.random.Generator, augment: AugmentConfig, side: int, size: int) -> Tensor | None:
-    """Parts of a square: the area even in augment.scale, the ratio in the logarithm of augment.ratio."""
+    """Random parts of a square, `(B, 4)`: the area uniform in augment.scale, the ratio log-uniform in augment.ratio."""
     if augment.scale is None:
         return None
     area = rng.uniform(augment.scale[0], augment.scale[1], size) * side**2
