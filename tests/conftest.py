@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from crmt.fit import FitSettings, fit
 from crmt.methods import create
@@ -12,6 +13,9 @@ from crmt.model import MultiModalModel, build_model
 from tests.crmt.tiny import learnable, linear_model, spec
 
 torch.set_num_threads(1)
+# how long an example takes is the machine's affair
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(params=["concat", "orthogonal"])

@@ -23,7 +23,7 @@ def _as_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -184,7 +184,7 @@ class DataConfig(Section):
     """Use only this many clips of each split, chosen by seed: for a first look at a big set."""
     validation_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
     """Share of train's groups (source videos) carved out for validation, unless the list has such a split."""
-    max_failure_share: Fraction = 0.05
+    max_failure_share: UnitInterval = 0.05
     """More failed clips than this share stop the run before training, with the counts."""
     decode_timeout: Positive = 60.0
     """Seconds that one clip may take."""
@@ -192,7 +192,7 @@ class DataConfig(Section):
     """A clip without sound, picture or another modality: drop quarantines it; keep stands the train mean in for it."""
     mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: all trials read the decoded set in Ray's object store; stream: from Parquet; auto: by size."""
-    memory_share: Fraction = 0.5
+    memory_share: UnitInterval = 0.5
     """auto: share of the object store that the decoded set may take."""
     seed: int = 0
     video: VideoConfig = VideoConfig()

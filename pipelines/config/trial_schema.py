@@ -21,7 +21,7 @@ from crmt.certificates.estimate import Estimate
 from crmt.doors import Door, split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
-from pipelines.config.schema import Count, Fraction, NonNegative, Positive, Section
+from pipelines.config.schema import Count, NonNegative, Positive, Section, UnitInterval
 
 
 def _each_once(values: list[Any]) -> list[Any]:
@@ -72,7 +72,7 @@ class Step2Config(Section):
     objective: Literal["clipped", "min", "runner_up"] = "clipped"
     steps: Count = 400
     lr: Positive = 0.02
-    tolerance: Fraction = 0.01
+    tolerance: UnitInterval = 0.01
     """A step 2 that lowers validation accuracy by more than this is reported as harmful (it is kept all the same)."""
 
 
