@@ -176,6 +176,7 @@ def open_run(
             raise BadInputError(f"{run} is a {card.get('kind')}, not a {kind}: go on with the command that made it")
         if card["cache_key"] != cache.key:
             raise BadInputError(f"the clips are no longer those that {run} was started with: start a new run")
+        card["name"] = run.name  # the folder may have been renamed or copied
         card["sessions"] = [*card.get("sessions", []), session]
     write_card(run, card)
     # a number never travels without the clips that are missing from it
