@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
@@ -40,14 +41,16 @@ def run_sweep(
     """
     console = Console()
     _quieten()
-    prepared = prepare_run(config, RunRequest("sweep", folder, resume, address, dry_run=dry_run), console)
-    if prepared is None:
-        return 0
-    tuner = tuner_of(prepared, resume=resume is not None)
-    console.print(f"results: {prepared.folder}", markup=False, soft_wrap=True)
-    with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(prepared.config):
-        tuner.fit()
-    return _finish(prepared.folder, prepared.plan.trials, console)
+    request = RunRequest("sweep", folder, resume, address, dry_run=dry_run)
+    with ExitStack() as held:
+        prepared = prepare_run(config, request, console, held)
+        if prepared is None:
+            return 0
+        tuner = tuner_of(prepared, resume=resume is not None)
+        console.print(f"results: {prepared.folder}", markup=False, soft_wrap=True)
+        with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(prepared.config):
+            tuner.fit()
+        return _finish(prepared.folder, prepared.plan.trials, console)
 
 
 def _quieten() -> None:
