@@ -9,6 +9,7 @@ from ray import cloudpickle, tune
 
 from pipelines.config.run_config import RunConfig, with_values
 from pipelines.infra.ray_errors import first_line
+from pipelines.runs.disk import give_way, is_full
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import now
 from pipelines.runs.trial_rows import trial_row, updated_row
@@ -43,8 +44,15 @@ class Recorder(tune.Callback):
         if row["status"] != "finished":
             self._write(trial, row | {"status": "stopped"})
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if is_full(first_line(_error_of(trial))):  # to try again is in vain
+            give_way(_run(trial))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._write(trial, self._row(trial) | {"status": "failed", "error": first_line(_error_of(trial))})
+        error = first_line(_error_of(trial))
+        if is_full(error):
+            give_way(_run(trial))
+        self._write(trial, self._row(trial) | {"status": "failed", "error": error})
 
     def _forget_others(self, results: Path, known: set[str]) -> None:
         """Drop the rows of trials that a killed sweep began and Tune had not yet noted: they begin anew, renamed.
@@ -67,7 +75,13 @@ class Recorder(tune.Callback):
 
     def _write(self, trial: Any, changes: dict[str, Any]) -> None:
         row = self._row(trial) | changes
-        ResultsStore(_results(trial)).write("trials", trial.trial_id, [row])
+        try:
+            ResultsStore(_results(trial)).write("trials", trial.trial_id, [row])
+        except OSError as error:
+            if not is_full(error):
+                raise
+            give_way(_run(trial))  # a row that Tune's own state is ahead of would never be written again
+            ResultsStore(_results(trial)).write("trials", trial.trial_id, [row])
 
 
 def _run(trial: Any) -> Path:

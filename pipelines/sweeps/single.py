@@ -18,6 +18,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.infra.ray_errors import first_line
 from pipelines.reporting.build import build_report
 from pipelines.reporting.summary import print_summary
+from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import now
@@ -49,6 +50,7 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
         prepared = prepare_run(config, request, console, held)
         assert prepared is not None
         config, run = prepared.config, prepared.folder
+        held.enter_context(watch_disk(run, f"python pipelines/train.py --resume {run}"))
         start = run_on_workers if request.remote(config) else run_here
         with _one_trial(prepared, TRAINING, {}, console) as report:
             try:
@@ -84,6 +86,8 @@ def run_evaluation(
         prepared = prepare_run(config, request, console, held)
         assert prepared is not None
         config = prepared.config
+        again = f"python pipelines/evaluate.py {model.folder} --resume {prepared.folder}"
+        held.enter_context(watch_disk(prepared.folder, again))
         transform = prepared.source.transform.with_front_end(model.card["front_end"])
         source = replace(prepared.source, transform=transform)
         start = run_on_workers if request.remote(config) else run_here
