@@ -50,6 +50,10 @@ class RunRequest:
         """Whether the work goes to workers of the cluster, and not into this very process."""
         return config.sweep.workers > 1 or (self.model is not None and self.address is not None)
 
+    def leases(self, config: RunConfig) -> bool:
+        """Whether the work holds resources of the cluster: without, nothing computes on a GPU."""
+        return self.remote(config) or bool(config.sweep.gpus_per_worker)
+
 
 @dataclass(frozen=True)
 class PreparedRun:
@@ -95,7 +99,7 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
     plan = plan_sweep(config)
     if request.tunes:
         plan.show(console)
-    if request.model is None or request.remote(config):  # what this process measures holds no CPUs of the cluster
+    if request.model is None or request.leases(config):  # what this process measures holds no CPUs of the cluster
         plan.check()
     if request.dry_run:
         console.print("dry run: nothing was started")
@@ -103,7 +107,7 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
     if request.tunes and dashboard:
         console.print(f"Ray dashboard: {dashboard}")
     prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
-    if request.tunes or request.remote(config):
+    if request.tunes or request.leases(config):
         plan = plan_sweep(config, prepared.source.mode)  # streaming takes CPUs that no trial may hold
         plan.check()
     modalities = _modalities(config, request.model, prepared.cache)
