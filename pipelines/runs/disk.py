@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def watch_disk(run: Path, go_on: str) -> Iterator[None]:
     Raises:
         CRMTError: the disk is full: before the block, in it, or an error in it says so.
     """
-    line = f"no space left for {run}: make room, then go on with: {go_on}"
+    line = f"no space left for {run} or in {tempfile.gettempdir()}: make room, then go on with: {go_on}"
     full, ended = threading.Event(), threading.Event()
     watch = threading.Thread(target=_watch, args=(run, line, full, ended), daemon=True)
     try:
