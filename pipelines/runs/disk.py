@@ -38,7 +38,8 @@ def give_way(run: Path) -> None:
 def watch_disk(run: Path, go_on: str) -> Iterator[None]:
     """Watch the disk of a run while the block runs, and end the block, as Ctrl-C does, when it is full.
 
-    A block that does not end within 20 s then, since something waits for the disk, ends with its process.
+    By SIGUSR1, which Tune takes for Ctrl-C too, since a shell has SIGINT ignored in what it starts with `&`. A block
+    that does not end within 20 s then, since something waits for the disk, ends with its process.
 
     Args:
         run: the run's folder, on this process's host.
@@ -49,7 +50,9 @@ def watch_disk(run: Path, go_on: str) -> Iterator[None]:
     """
     line = f"no space left for {run} or in {tempfile.gettempdir()}: make room, then go on with: {go_on}"
     full, ended = threading.Event(), threading.Event()
-    watch = threading.Thread(target=_watch, args=(run, line, full, ended), daemon=True)
+    main = threading.current_thread() is threading.main_thread()
+    watch = threading.Thread(target=_watch, args=(run, line, full, ended, main), daemon=True)
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler) if main else None
     try:
         _reserve(run / RESERVE)
         watch.start()
@@ -60,7 +63,11 @@ def watch_disk(run: Path, go_on: str) -> Iterator[None]:
         raise CRMTError(line) from None
     finally:
         ended.set()
+        if watch.ident is not None:
+            watch.join(5)  # its signal comes while it is still caught
         give_way(run)
+        if main:
+            signal.signal(signal.SIGUSR1, before or signal.SIG_DFL)
     if full.is_set():
         raise CRMTError(line)
 
@@ -70,13 +77,14 @@ def _reserve(path: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, _RESERVED)
 
 
-def _watch(run: Path, line: str, full: threading.Event, ended: threading.Event) -> None:
+def _watch(run: Path, line: str, full: threading.Event, ended: threading.Event, main: bool) -> None:
     while not ended.wait(_LOOK_SECONDS):
         if not _has_room(run):
             give_way(run)
         if not (run / RESERVE).exists() and not ended.is_set():
             full.set()
-            os.kill(os.getpid(), signal.SIGINT)
+            if main:
+                os.kill(os.getpid(), signal.SIGUSR1)
             if not ended.wait(_END_SECONDS):
                 print(f"error: {line}", file=sys.stderr, flush=True)
                 os._exit(1)

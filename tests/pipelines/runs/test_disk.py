@@ -74,8 +74,8 @@ import signal, threading
 from pathlib import Path
 from pipelines.runs import disk
 disk._END_SECONDS = 0.1
-signal.signal(signal.SIGINT, lambda *_: None)
 with disk.watch_disk(Path({str(tmp_path)!r}), "again"):
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     disk.give_way(Path({str(tmp_path)!r}))
     while True:
         threading.Event().wait(1)
