@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load_saved(options.model, options.resume, trust_code=options.trust_code)
         if options.workers is not None:
             config = with_values(config, {"sweep.workers": options.workers})
-        run_evaluation(model, config, options.out, options.resume, options.address)
+        run_evaluation(model, config, options.out, options.resume and options.resume.resolve(), options.address)
         return 0
 
     return run_command(body, "Go on with --resume and the folder of the evaluation.")

@@ -10,8 +10,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
 from pipelines.infra.files import write_atomically
+from pipelines.runs.lock import hold_run
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.words import words_of
 
@@ -57,9 +60,26 @@ def create_run(folder: Path | None, dataset: str, kind: str) -> Path:
     """
     check_free(folder)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    run = (folder or RUNS / f"{dataset}-{kind}-{stamp}").resolve()
-    (run / "results").mkdir(parents=True, exist_ok=True)
+    if folder is None:
+        run = _numbered((RUNS / f"{dataset}-{kind}-{stamp}").resolve())
+    else:
+        run = folder.resolve()
+        run.mkdir(parents=True, exist_ok=True)
+    (run / "results").mkdir(exist_ok=True)
     return run
+
+
+def _numbered(path: Path) -> Path:
+    """A folder of this name that nobody else has made: the second run of a second is NAME-2."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        run = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            run.mkdir()
+        except FileExistsError:
+            continue
+        return run
+    raise AssertionError("numbers do not end")
 
 
 def latest_run() -> Path:
@@ -155,10 +175,13 @@ def open_run(
     modalities: Sequence[Modality],
     kind: str,
     *,
+    held: ExitStack,
     folder: Path | None = None,
     resume: Path | None = None,
 ) -> TrialInput:
     """Make the folder of a run, or open the one to go on with, and write its provenance.
+
+    The lock of a new folder is taken into `held`; who resumes holds it already.
 
     A run that goes on lists each session in `run.json`; models carry the commit of the session that made them.
 
@@ -168,6 +191,7 @@ def open_run(
     session, cache = _session(), prepared.cache
     if resume is None:
         run = create_run(folder, cache.name, kind)
+        held.enter_context(hold_run(run))
         card = _new_card(config, prepared, modalities, run.name, kind) | session
     else:
         run = resume
@@ -176,6 +200,7 @@ def open_run(
             raise BadInputError(f"{run} is a {card.get('kind')}, not a {kind}: go on with the command that made it")
         if card["cache_key"] != cache.key:
             raise BadInputError(f"the clips are no longer those that {run} was started with: start a new run")
+        card["name"] = run.name  # the folder may have been renamed or copied
         card["sessions"] = [*card.get("sessions", []), session]
     write_card(run, card)
     # a number never travels without the clips that are missing from it

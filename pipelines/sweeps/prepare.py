@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipelines.clips.ingest import look_ahead
 from pipelines.clips.prepare import ClipSource, prepare
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.cluster import start_ray
+from pipelines.runs.lock import hold_run
 from pipelines.runs.run_folder import TrialInput, check_free, open_run
 from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
 from pipelines.sweeps.search import check_search
@@ -48,6 +50,10 @@ class RunRequest:
         """Whether the work goes to workers of the cluster, and not into this very process."""
         return config.sweep.workers > 1 or (self.model is not None and self.address is not None)
 
+    def leases(self, config: RunConfig) -> bool:
+        """Whether the work holds resources of the cluster: without, nothing computes on a GPU."""
+        return self.remote(config) or bool(config.sweep.gpus_per_worker)
+
 
 @dataclass(frozen=True)
 class PreparedRun:
@@ -65,7 +71,7 @@ class PreparedRun:
         return self.given.run
 
 
-def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> PreparedRun | None:
+def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: ExitStack) -> PreparedRun | None:
     """Settings ▸ lists ▸ Ray ▸ what the cluster has ▸ clips ▸ the run's folder; None after a dry run.
 
     Nothing is started or decoded before settings, the output folder and lists are checked.
@@ -74,9 +80,10 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
         config: the run's; for a run that goes on, the one that it was started with.
         request: the kind of run, and where it goes.
         console: takes the plan and what is said about the clips.
+        held: takes the lock of the run's folder, and is closed when the run has ended.
 
     Raises:
-        BadInputError: settings, lists, clips or a cluster that cannot be used.
+        BadInputError: settings, lists, clips or a cluster that cannot be used, or a run that another process works on.
         CRMTError: too many clips failed, or no cluster answers.
     """
     check_settings(config, request.model)
@@ -84,13 +91,15 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
         check_search(config)
     if request.resume is None:
         check_free(request.folder)
+    elif not request.dry_run:
+        held.enter_context(hold_run(request.resume))
     index = look_ahead(config.data)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
     config = with_gpus(config)
     plan = plan_sweep(config)
     if request.tunes:
         plan.show(console)
-    if request.model is None or request.remote(config):  # what this process measures holds no CPUs of the cluster
+    if request.model is None or request.leases(config):  # what this process measures holds no CPUs of the cluster
         plan.check()
     if request.dry_run:
         console.print("dry run: nothing was started")
@@ -98,11 +107,13 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
     if request.tunes and dashboard:
         console.print(f"Ray dashboard: {dashboard}")
     prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
-    if request.tunes or request.remote(config):
+    if request.tunes or request.leases(config):
         plan = plan_sweep(config, prepared.source.mode)  # streaming takes CPUs that no trial may hold
         plan.check()
     modalities = _modalities(config, request.model, prepared.cache)
-    given = open_run(config, prepared, modalities, request.kind, folder=request.folder, resume=request.resume)
+    given = open_run(
+        config, prepared, modalities, request.kind, held=held, folder=request.folder, resume=request.resume
+    )
     return PreparedRun(config, plan, prepared.source, given)
 
 

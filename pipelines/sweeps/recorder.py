@@ -9,20 +9,25 @@ from ray import cloudpickle, tune
 
 from pipelines.config.run_config import RunConfig, with_values
 from pipelines.infra.ray_errors import first_line
+from pipelines.runs.disk import give_way, is_full
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import now
 from pipelines.runs.trial_rows import trial_row, updated_row
 
 
 class Recorder(tune.Callback):
-    """Writes one row a trial as its events come. Holds only plain values, since Tune pickles it to resume."""
+    """Writes one row a trial as its events come.
 
-    def __init__(self, run: Path, config: RunConfig, provenance: dict[str, Any]) -> None:
-        self.run, self.provenance = run, provenance
+    Holds only plain values, since Tune pickles it to resume, and no path: a run's folder may lie elsewhere by then.
+    Where it lies is read from the trials, which Tune moves with it.
+    """
+
+    def __init__(self, config: RunConfig, provenance: dict[str, Any]) -> None:
+        self.provenance = provenance
         self.config = config.without_search()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._forget_others({t.trial_id for t in trials})
+        self._forget_others(_results(trial), {t.trial_id for t in trials})
         params = dict(trial.config)  # a scheduler may have changed them since the trial began
         fresh = trial_row(trial.trial_id, with_values(self.config, params), params, self.provenance, now())
         changed = {name: fresh[name] for name in ("method", "params", "config", "seed")}
@@ -39,15 +44,21 @@ class Recorder(tune.Callback):
         if row["status"] != "finished":
             self._write(trial, row | {"status": "stopped"})
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._write(trial, self._row(trial) | {"status": "failed", "error": first_line(_error_of(trial))})
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if is_full(first_line(_error_of(trial))):  # to try again is in vain
+            give_way(_run(trial))
 
-    def _forget_others(self, known: set[str]) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = first_line(_error_of(trial))
+        if is_full(error):
+            give_way(_run(trial))
+        self._write(trial, self._row(trial) | {"status": "failed", "error": error})
+
+    def _forget_others(self, results: Path, known: set[str]) -> None:
         """Drop the rows of trials that a killed sweep began and Tune had not yet noted: they begin anew, renamed.
 
         One that had finished by then stays: its numbers are good, whatever else Tune tries.
         """
-        results = self.run / "results"
         trials = ResultsStore(results).read("trials")
         lost = set(trials.trial_id[trials.status == "running"]) - known
         for part in [p for p in results.glob("*/*.parquet") if p.name.partition(".")[0] in lost]:
@@ -55,7 +66,7 @@ class Recorder(tune.Callback):
 
     def _row(self, trial: Any) -> dict[str, Any]:
         """The row as it stands, or a new one."""
-        stored = ResultsStore(self.run / "results").read("trials", trial.trial_id)
+        stored = ResultsStore(_results(trial)).read("trials", trial.trial_id)
         if len(stored):
             values = stored.astype(object).where(stored.notna(), None).to_dict("records")[0]
             return {str(k): v for k, v in values.items()}
@@ -64,7 +75,22 @@ class Recorder(tune.Callback):
 
     def _write(self, trial: Any, changes: dict[str, Any]) -> None:
         row = self._row(trial) | changes
-        ResultsStore(self.run / "results").write("trials", trial.trial_id, [row])
+        try:
+            ResultsStore(_results(trial)).write("trials", trial.trial_id, [row])
+        except OSError as error:
+            if not is_full(error):
+                raise
+            give_way(_run(trial))  # a row that Tune's own state is ahead of would never be written again
+            ResultsStore(_results(trial)).write("trials", trial.trial_id, [row])
+
+
+def _run(trial: Any) -> Path:
+    """The folder of the run that a trial is of: the trial's own is RUN/tune/NAME."""
+    return Path(trial.path).parents[1]
+
+
+def _results(trial: Any) -> Path:
+    return _run(trial) / "results"
 
 
 def _error_of(trial: Any) -> BaseException | str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
@@ -15,6 +16,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.infra.entry import INTERRUPTED
 from pipelines.reporting.build import build_report
 from pipelines.reporting.summary import print_summary
+from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
 from pipelines.sweeps.loggers import only_these_loggers
@@ -40,14 +42,17 @@ def run_sweep(
     """
     console = Console()
     _quieten()
-    prepared = prepare_run(config, RunRequest("sweep", folder, resume, address, dry_run=dry_run), console)
-    if prepared is None:
-        return 0
-    tuner = tuner_of(prepared, resume=resume is not None)
-    console.print(f"results: {prepared.folder}", markup=False, soft_wrap=True)
-    with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(prepared.config):
-        tuner.fit()
-    return _finish(prepared.folder, prepared.plan.trials, console)
+    request = RunRequest("sweep", folder, resume, address, dry_run=dry_run)
+    with ExitStack() as held:
+        prepared = prepare_run(config, request, console, held)
+        if prepared is None:
+            return 0
+        held.enter_context(watch_disk(prepared.folder, f"python pipelines/sweep.py --resume {prepared.folder}"))
+        tuner = tuner_of(prepared, resume=resume is not None)
+        console.print(f"results: {prepared.folder}", markup=False, soft_wrap=True)
+        with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(prepared.config):
+            tuner.fit()
+        return _finish(prepared.folder, prepared.plan.trials, console)
 
 
 def _quieten() -> None:

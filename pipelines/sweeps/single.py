@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.infra.ray_errors import first_line
 from pipelines.reporting.build import build_report
 from pipelines.reporting.summary import print_summary
+from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import now
@@ -45,19 +46,21 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
     """
     console = Console()
     request = RunRequest("train", folder, resume, address)
-    prepared = prepare_run(config, request, console)
-    assert prepared is not None
-    config, run = prepared.config, prepared.folder
-    start = run_on_workers if request.remote(config) else run_here
-    with _one_trial(prepared, TRAINING, {}, console) as report:
-        try:
-            report |= start(config, prepared.given, prepared.source, TRAINING)
-        except KeyboardInterrupt:
-            console.print(f"go on with: python pipelines/train.py --resume {run}", markup=False, soft_wrap=True)
-            raise
-    _show(run, console)
-    console.print(f"model: {run / 'models' / TRAINING}", markup=False, soft_wrap=True)
-    return run
+    with ExitStack() as held:
+        prepared = prepare_run(config, request, console, held)
+        assert prepared is not None
+        config, run = prepared.config, prepared.folder
+        held.enter_context(watch_disk(run, f"python pipelines/train.py --resume {run}"))
+        start = run_on_workers if request.remote(config) else run_here
+        with _one_trial(prepared, TRAINING, {}, console) as report:
+            try:
+                report |= start(config, prepared.given, prepared.source, TRAINING)
+            except KeyboardInterrupt:
+                console.print(f"go on with: python pipelines/train.py --resume {run}", markup=False, soft_wrap=True)
+                raise
+        _show(run, console)
+        console.print(f"model: {run / 'models' / TRAINING}", markup=False, soft_wrap=True)
+        return run
 
 
 def run_evaluation(
@@ -80,17 +83,20 @@ def run_evaluation(
     """
     console = Console()
     request = RunRequest("evaluation", folder, resume, address, model.spec)
-    prepared = prepare_run(config, request, console)
-    assert prepared is not None
-    config = prepared.config
-    transform = prepared.source.transform.with_front_end(model.card["front_end"])
-    source = replace(prepared.source, transform=transform)
-    start = run_on_workers if request.remote(config) else run_here
-    known = {**model.identity, "epochs": config.train.epochs}
-    with _one_trial(prepared, EVALUATION, known, console) as report:
-        report |= start(config, prepared.given, source, EVALUATION, work=partial(evaluate_saved, saved=model))
-    _show(prepared.folder, console)
-    return prepared.folder
+    with ExitStack() as held:
+        prepared = prepare_run(config, request, console, held)
+        assert prepared is not None
+        config = prepared.config
+        again = f"python pipelines/evaluate.py {model.folder} --resume {prepared.folder}"
+        held.enter_context(watch_disk(prepared.folder, again))
+        transform = prepared.source.transform.with_front_end(model.card["front_end"])
+        source = replace(prepared.source, transform=transform)
+        start = run_on_workers if request.remote(config) else run_here
+        known = {**model.identity, "epochs": config.train.epochs}
+        with _one_trial(prepared, EVALUATION, known, console) as report:
+            report |= start(config, prepared.given, source, EVALUATION, work=partial(evaluate_saved, saved=model))
+        _show(prepared.folder, console)
+        return prepared.folder
 
 
 def load_saved(folder: Path, resume: Path | None = None, *, trust_code: bool = False) -> SavedModel:

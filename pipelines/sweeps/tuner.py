@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
+from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.search_generator import SearchGenerator
 
+from pipelines.infra.files import write_atomically
 from pipelines.runs.results import ResultsStore
 from pipelines.sweeps.loggers import loggers_of
 from pipelines.sweeps.prepare import PreparedRun
@@ -28,6 +31,7 @@ def tuner_of(prepared: PreparedRun, resume: bool) -> tune.Tuner:
     trainable = _trainable(prepared)
     if resume and tune.Tuner.can_restore(str(run / TUNE)):
         _replace_noted(run)
+        _relocate(run)
         return tune.Tuner.restore(str(run / TUNE), trainable, resume_unfinished=True, resume_errored=True)
     return tune.Tuner(
         trainable,
@@ -39,7 +43,7 @@ def tuner_of(prepared: PreparedRun, resume: bool) -> tune.Tuner:
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[Recorder(run, config, prepared.given.provenance), *loggers_of(config)],
+            callbacks=[Recorder(config, prepared.given.provenance), *loggers_of(config)],
         ),
     )
 
@@ -68,3 +72,27 @@ def _replace_noted(run: Path) -> None:
             numbers = [int(found.name.rpartition("_")[2]) for found in folder.glob("checkpoint_*")]
             for number in range(max(numbers, default=0)):
                 (folder / f"checkpoint_{number:06d}").mkdir(exist_ok=True)
+
+
+def _relocate(run: Path) -> None:
+    """Say to the search where the run lies now, when its folder was moved or copied.
+
+    Tune tells the trials that it restores, but not the search, whose new trials would go to the old place.
+    """
+    for pattern in (BasicVariantGenerator.CKPT_FILE_TMPL, SearchGenerator.CKPT_FILE_TMPL):
+        file = max((run / TUNE).glob(pattern.format("*")), default=None)  # the newest, which alone Tune reads
+        state = cloudpickle.loads(file.read_bytes()) if file else {}
+        found = [storage for storage in _storages(state) if storage.storage_fs_path != str(run)]
+        for storage in found:
+            storage.storage_fs_path = str(run)
+        if file and found:
+            write_atomically(file, cloudpickle.dumps(state))
+
+
+def _storages(state: dict[str, Any]) -> list[Any]:
+    """Where the trials that a search has yet to make are stored, in what it saved of itself."""
+    experiment = state.get("experiment")
+    specs = [iterator.unresolved_spec for iterator in state.get("_iterators", ())]
+    if experiment is not None:
+        specs.append(experiment.spec)
+    return [spec["storage"] for spec in specs] + ([] if experiment is None else [experiment.storage])

@@ -1,4 +1,4 @@
-"""Start trials: in this process, in a Tune trial's own process, or on Ray Train workers through TorchTrainer."""
+"""Start trials: in this process, in a Ray task or a Tune trial, or on Ray Train workers through TorchTrainer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,46 @@ def tune_trial(
 def run_here(
     config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str, work: Work = run_trial
 ) -> dict[str, Any]:
-    """One trial (or other work) in this process; returns its last report."""
+    """One trial (or other work) by one worker; returns its last report.
+
+    Without a GPU that is this very process. GPUs are Ray's to give, and may be another node's: what asks for them is a
+    task that holds them, and starts again from the trial's own state if its node is lost.
+
+    Args:
+        config: of this trial.
+        given: what all trials of the run share.
+        source: from which the worker opens the clips.
+        trial_id: names the rows.
+        work: what the worker does.
+
+    Raises:
+        CRMTError: what the work raised, or the task was lost more often than `sweep.max_failures`.
+    """
+    sweep = config.sweep
+    if not sweep.gpus_per_worker:
+        return _alone(config, given, source, trial_id, work)
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    leased = ray.remote(num_cpus=sweep.cpus_per_worker, num_gpus=sweep.gpus_per_worker, max_retries=sweep.max_failures)
+    task = leased(_alone).remote(config, given, source, trial_id, work)
+    try:
+        return dict(ray.get(task))
+    except KeyboardInterrupt:
+        ray.cancel(task, force=True)
+        raise
+    except RayTaskError as error:
+        if isinstance(error.cause, CRMTError | OSError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise CRMTError(f"{trial_id} failed: {first_line(error)}") from None
+
+
+def _alone(
+    config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str, work: Work = run_trial
+) -> dict[str, Any]:
+    use_in_worker(config.code)
     place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
     return work(config, given, source.open(place), LocalSession(trial_id, given.run, place))
 

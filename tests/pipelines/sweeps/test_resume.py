@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +165,34 @@ def test_a_kill_while_a_state_is_written_leaves_the_one_before(tmp_path: Path, m
             session.report({}, state(12))
     found = session.resume()
     assert found is not None and found["epoch"] == 8
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.slow
+def test_a_copied_sweep_goes_on_in_its_copy_and_a_moved_one_where_it_lies(
+    small: Small, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.5")
+    process = start(small, out, trials=2, address=ray.get_runtime_context().gcs_address)
+    wait_for(process, lambda: epochs_stored(out) >= EVERY and known_to_tune(out), seconds=900)
+    kill(process)
+    moved, copy = out.with_name("moved"), out.with_name("copy")
+    out.rename(moved)
+    shutil.copytree(moved, copy)
+    before = contents(moved)
+    assert sweep.main(["--resume", str(copy)]) == 0
+    check_complete(copy, 2)
+    assert contents(moved) == before and not out.exists()
+    table = ResultsStore(copy / "results").read("trials")
+    assert all((copy / model).is_dir() for model in table.model)
+    assert json.loads((copy / "run.json").read_text())["name"] == "copy"
+    assert sweep.main(["--resume", str(moved)]) == 0
+    check_complete(moved, 2)
+    assert not out.exists()
 
 
 @pytest.mark.slow
