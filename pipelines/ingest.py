@@ -79,13 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = config_from(options)
         if options.check is not None:
             return check(config.data, None if options.check == Path() else options.check)
-        index = look_ahead(config.data)
+        index = look_ahead(config.data, config.model.encoders)
         start_ray(dashboard=False, code=config.code)
         if index is None:
-            index = sources.load(config.data)
+            index = sources.load(config.data, or_decoded=True)
         if str(index.listing):
             print(f"lists and files differ: {index.listing}; --check says which", file=sys.stderr)
-        cache = ingest(index, config.data, tuple(config.model.encoders), retry=options.retry)
+        names = tuple(config.model.encoders)
+        cache = ingest(index, config.data, names, retry=options.retry, say=lambda text: print(text, file=sys.stderr))
         Console().print(_summary(cache, time.monotonic() - started))
         return 0
 

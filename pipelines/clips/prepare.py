@@ -67,10 +67,10 @@ def prepare(config: RunConfig, say: Callable[[str], None] = print, index: ClipIn
 
     names = tuple(config.model.encoders)
     if index is None:
-        index = sources.load(config.data)
+        index = sources.load(config.data, or_decoded=True)
     if str(index.listing):
         say(f"lists and files differ: {index.listing}; ingest.py --check says which")
-    cache = ingest(index, config.data, names)
+    cache = ingest(index, config.data, names, say=say)
     modalities_of(cache, config.data, names)
     stores = [n["Resources"].get("object_store_memory", 0) for n in ray.nodes() if n["Alive"]]
     store = int(min(stores, default=0))  # every node that runs a trial holds the whole set

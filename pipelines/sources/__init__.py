@@ -48,27 +48,33 @@ def find(name: str) -> Source:
 
 
 def load_without_ray(data: DataConfig) -> ClipIndex | None:
-    """The clip index, where that needs no Ray: a missing list should not wait for it to start. Else None.
+    """The clip index, as `load` with `or_decoded`, where that needs no Ray: a missing list should not wait for it.
 
     Raises:
         BadInputError: as `load` does.
     """
-    return None if find(data.dataset).makes_clips else load(data)
+    return None if find(data.dataset).makes_clips else load(data, or_decoded=True)
 
 
-def load(data: DataConfig) -> ClipIndex:
+def load(data: DataConfig, or_decoded: bool = False) -> ClipIndex:
     """The clip index of `data.dataset`, with validation carved from train and `data.limit` applied.
 
     One that makes its clips itself does so on first use and then needs a running Ray; the others only read lists.
 
+    Args:
+        data: the section of the configuration.
+        or_decoded: let pass a list none of whose clips is there, for they may be decoded (`Listing.nothing_there`).
+
     Raises:
-        BadInputError: unknown data set, or lists that are missing or malformed.
+        BadInputError: unknown data set, lists that are missing or malformed, or no clip that they name is there.
     """
     source = find(data.dataset)
     _check_fields(source, data)
     index = source.load(data)
     if is_path(data.dataset):
         _check_foreign(index, data.dataset)
+    if index.listing.nothing_there and not or_decoded:
+        raise BadInputError(index.listing.nothing_there)
     for name, declared in data.declared.items():
         check_column(index, name, declared.column)
     index = with_validation(index, data.validation_share, data.seed)

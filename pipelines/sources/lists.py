@@ -225,8 +225,8 @@ def assemble(
         classes: in order; the sorted labels when left out.
 
     Raises:
-        BadInputError: no rows, one clip or file with two labels, an overlap that data.on_overlap refuses, a class
-            without train clips, or no file for any row.
+        BadInputError: no rows, one clip or file with two labels, an overlap that data.on_overlap refuses, or a class
+            without train clips.
     """
     root = root_of(layout, data)
     kept, table, left_out = _table(layout, data, rows, lists)
@@ -244,8 +244,6 @@ def assemble(
         kept, table = [row for row in kept if row.id not in again], table[~table["id"].isin(again)]
     missing = {row.id for row in kept if not fitting[row.id]}
     taken = {path for found in fitting.values() for path in found}
-    if len(missing) == len(table):
-        _refuse_empty(layout, root, kept[0], expected, files)
     listing = Listing(
         lists={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in lists.values()},
         missing=frozenset(missing),
@@ -253,6 +251,7 @@ def assemble(
         several={row.id: tuple(fitting[row.id]) for row in kept if len(fitting[row.id]) > 1},
         left_out=left_out,
         notes=tuple(notes),
+        nothing_there=_nothing(layout, root, kept[0], expected, files) if len(missing) == len(table) else "",
     )
     labels = table["label"].map({name: i for i, name in enumerate(classes)}).astype(int)
     paths = [fitting[row.id][0] if fitting[row.id] else str(root / expected(row)) for row in kept]
@@ -316,11 +315,11 @@ def _check_classes(layout: Layout, table: pd.DataFrame, classes: tuple[str, ...]
         )
 
 
-def _refuse_empty(layout: Layout, root: Path, row: Row, expected: Callable[[Row], str], files: list[str]) -> None:
+def _nothing(layout: Layout, root: Path, row: Row, expected: Callable[[Row], str], files: list[str]) -> str:
     seen = f"no clip file lies there (extensions looked for: {' '.join(CONTAINERS)})"
     if files:
         seen = f"{len(files)} clip files lie there, {str(Path(files[0]).relative_to(root))!r} first"
-    raise BadInputError(
+    return (
         f"{layout.name}: none of the listed clips was found in {root} or any folder below it: {row.line} needs "
         f"{shown(expected(row))}, and {seen}. {layout.text}"
     )

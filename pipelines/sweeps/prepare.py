@@ -84,7 +84,7 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
         check_search(config)
     if request.resume is None:
         check_free(request.folder)
-    index = look_ahead(config.data)
+    index = look_ahead(config.data, config.model.encoders)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
     config = with_gpus(config)
     plan = plan_sweep(config)
