@@ -7,6 +7,7 @@ function itself.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from crmt.doors import Door, is_path
 from crmt.errors import BadInputError
@@ -14,10 +15,11 @@ from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.sources.base import Source
 from pipelines.sources.index import ClipIndex, check_column, with_validation
+from pipelines.sources.text import alike, one_text
 
-__all__ = ["ClipIndex", "Source", "find", "load", "names"]
+__all__ = ["ClipIndex", "Source", "alike", "find", "load", "names"]
 
-_DOOR = Door("a data set", "pipelines.sources", "SOURCE", ("base", "check", "files", "index", "lists"))
+_DOOR = Door("a data set", "pipelines.sources", "SOURCE", ("base", "check", "files", "index", "lists", "text"))
 
 
 def names() -> list[str]:
@@ -73,6 +75,7 @@ def load(data: DataConfig, or_decoded: bool = False) -> ClipIndex:
     index = source.load(data)
     if is_path(data.dataset):
         _check_foreign(index, data.dataset)
+        index = _one_class_each(index)
     if index.listing.nothing_there and not or_decoded:
         raise BadInputError(index.listing.nothing_there)
     for name, declared in data.declared.items():
@@ -100,6 +103,16 @@ def _check_foreign(index: object, path: str) -> None:
         raise BadInputError(f"{path}: load gave {type(index).__name__}, not a pipelines.sources.ClipIndex")
     if not re.fullmatch(r"\w[\w.-]*", index.name):
         raise BadInputError(f"{path}: the index is named {index.name!r}: use letters, digits, `_`, `-` and `.` alone")
+
+
+def _one_class_each(index: ClipIndex) -> ClipIndex:
+    """The index with one class for names that are one text in several Unicode forms."""
+    names = [one_text(name) for name in index.classes]
+    classes = tuple(dict.fromkeys(names))
+    if len(classes) == len(names):
+        return index
+    labels = index.clips["label"].map(lambda label: classes.index(names[label]))
+    return replace(index, classes=classes, clips=index.clips.assign(label=labels))
 
 
 def _check_limit(index: ClipIndex, limit: int) -> None:

@@ -15,8 +15,9 @@ import pandas as pd
 from crmt.errors import BadInputError
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
-from pipelines.sources.files import CONTAINERS, check_names, clip_files
+from pipelines.sources.files import CONTAINERS, check_names, clip_files, one_group_a_file
 from pipelines.sources.index import LEFT_OUT, SPLITS, ClipIndex, Listing, without_overlap
+from pipelines.sources.text import one_text
 
 _SHOWN = 80
 
@@ -229,8 +230,9 @@ def assemble(
             without train clips.
     """
     root = root_of(layout, data)
+    rows = [row._replace(label=one_text(row.label)) for row in rows]
     kept, table, left_out = _table(layout, data, rows, lists)
-    classes = classes or tuple(sorted(set(table["label"])))
+    classes = tuple(dict.fromkeys(map(one_text, classes or sorted(set(table["label"])))))
     _check_classes(layout, table, classes, lists)
     files, closed = clip_files(root)
     if closed:
@@ -242,6 +244,14 @@ def assemble(
         again = {row[0] for row in repeated}
         left_out = pd.concat([left_out, pd.DataFrame(repeated, columns=list(LEFT_OUT))], ignore_index=True)
         kept, table = [row for row in kept if row.id not in again], table[~table["id"].isin(again)]
+    paths = [fitting[row.id][0] if fitting[row.id] else str(root / expected(row)) for row in kept]
+    check_names(paths)
+    table, linked = without_overlap(layout.name, one_group_a_file(table.assign(path=paths)), data.on_overlap)
+    if len(linked):
+        left_out = pd.concat([left_out, linked], ignore_index=True)
+        left = set(table["id"])
+        kept = [row for row in kept if row.id in left]
+        _check_classes(layout, table, classes, lists)
     missing = {row.id for row in kept if not fitting[row.id]}
     taken = {path for found in fitting.values() for path in found}
     listing = Listing(
@@ -254,9 +264,7 @@ def assemble(
         nothing_there=_nothing(layout, root, kept[0], expected, files) if len(missing) == len(table) else "",
     )
     labels = table["label"].map({name: i for i, name in enumerate(classes)}).astype(int)
-    paths = [fitting[row.id][0] if fitting[row.id] else str(root / expected(row)) for row in kept]
-    check_names(paths)
-    clips = pd.DataFrame({"id": table["id"], "path": paths, "label": labels})
+    clips = pd.DataFrame({"id": table["id"], "path": table["path"], "label": labels})
     return ClipIndex(layout.name, classes, clips.assign(split=table["split"], group=table["group"]), listing)
 
 

@@ -18,6 +18,7 @@ from pipelines.clips.prepare import ClipSource, prepare
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.cluster import start_ray
 from pipelines.runs.run_folder import TrialInput, check_free, open_run
+from pipelines.sources.text import alike
 from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
 from pipelines.sweeps.search import check_search
 
@@ -85,6 +86,8 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
     if request.resume is None:
         check_free(request.folder)
     index = look_ahead(config.data, config.model.encoders)
+    for line in alike(index.classes) if index is not None else ():
+        console.print(f"note: {line}", highlight=False, markup=False)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
     config = with_gpus(config)
     plan = plan_sweep(config)
