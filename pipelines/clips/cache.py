@@ -30,6 +30,7 @@ class ClipCache:
     then test's. They hold rows as pipelines/clips/rows.py says, a part those of one split; train's mix the classes.
     `counts`: decoded clips by split. `failed`: clips in `quarantine` (clip_id, path, split, reason, detail). `missing`:
     by modality and split, the decoded clips that lack it (data.missing_modality `keep`).
+    `loudness`: by modality of sound, `splits` and `classes`: the mean dBFS of their clips.
     `tracks`: which stream was taken of clips with several (`audio 1 of 2, marked default`) to the number of such clips.
     """
 
@@ -45,6 +46,7 @@ class ClipCache:
     clips_sha256: str
     quarantine: pd.DataFrame
     tracks: dict[str, int]
+    loudness: dict[str, dict[str, dict[str, float]]]
 
     @property
     def nbytes(self) -> int:
@@ -97,6 +99,7 @@ def load_cache(folder: Folder) -> ClipCache:
         clips_sha256=card["clips_sha256"],
         quarantine=pd.DataFrame(card["quarantine"], columns=list(QUARANTINE)),
         tracks=card["tracks"],
+        loudness=card["loudness"],
     )
 
 
@@ -105,4 +108,3 @@ def with_constants(cache: ClipCache, kinds: Mapping[str, Kind]) -> ClipCache:
     return replace(
         cache, modalities={name: kinds[name].with_constants(meta) for name, meta in cache.modalities.items()}
     )
-

@@ -33,6 +33,7 @@ from pipelines.clips.cache import (
 from pipelines.clips.contents import FORMAT, MadeOf, made_of
 from pipelines.clips.kinds import Kind, check_files, check_modalities, kinds_of
 from pipelines.clips.lookup import folder_name, look_up
+from pipelines.clips.loudness import Sums, add_loudness, mean_loudness
 from pipelines.clips.reading import ClipError, read_clip
 from pipelines.clips.rows import add_clip, empty_sums, encode_row, present_column, schema_of, statistics
 from pipelines.config.paths import cache_root, clips_root
@@ -123,6 +124,19 @@ def ingest(
     return with_constants(cache, kinds)
 
 
+def decoded_before(data: DataConfig, modalities: Iterable[str]) -> ClipCache | None:
+    """The finished cache of a configuration on a disk of this machine, if there is one; nothing is decoded.
+
+    Raises:
+        BadInputError: lists that cannot be used.
+    """
+    index, root = sources.load_without_ray(data), clips_root(data)
+    if index is None or not root.local or not root.folders(f"{index.name}-*"):
+        return None
+    folder = look_up(root, made_of(index, data, modalities)).folder
+    return load_cache(folder) if folder else None
+
+
 def _lock_folder(folder: Folder, data: DataConfig) -> Path:
     """Where the lock of a set lies: in its folder, or for a remote one in a folder that stands for it on this machine.
 
@@ -170,6 +184,7 @@ def _build(folder: Folder, made: MadeOf, data: DataConfig, kinds: dict[str, Kind
         "parts": len(shards),
         "quarantine": quarantine,
         "tracks": dict(sum((Counter(c["tracks"]) for c in cards), Counter())),
+        "loudness": mean_loudness(cards, index.classes),
     }
     folder.write(CARD, json.dumps(card, indent=1).encode())
 
@@ -216,13 +231,16 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     quarantine: list[dict[str, str]] = []
     sums = empty_sums(kinds)
     tracks: Counter[str] = Counter()
+    loudness: Sums = {}
     for clip in task["clips"]:
         try:
-            arrays = read_clip(clip, kinds, data, tracks)
+            loud: dict[str, float] = {}
+            arrays = read_clip(clip, kinds, data, tracks, loud)
         except ClipError as error:
             found = {"clip_id": clip["id"], "path": error.path, "split": clip["split"]}
             quarantine.append({**found, "reason": error.reason, "detail": error.detail})
             continue
+        add_loudness(loudness, clip["label"], loud)
         if clip["split"] == "train":
             add_clip(sums, arrays, kinds)
         rows.append({**{c: clip[c] for c in ("id", "label", "split", "group")}, **encode_row(arrays, kinds)})
@@ -239,6 +257,7 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
         "quarantine": quarantine,
         "sums": sums,
         "tracks": tracks,
+        "loudness": loudness,
     }
     folder.write(_card_name(task["number"]), json.dumps(card).encode())
     return {}

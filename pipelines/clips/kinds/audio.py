@@ -48,7 +48,8 @@ class Audio(Kind):
         return np.dtype(np.float16)
 
     def decides_bytes(self) -> dict[str, Any]:
-        return self.sound.model_dump(exclude={"standardise"})  # which batches apply
+        as_recorded = {"level"} if self.sound.level is None else set()
+        return self.sound.model_dump(exclude={"standardise", *as_recorded})  # standardise: which batches apply
 
     def with_constants(self, meta: ModalityMeta) -> ModalityMeta:
         given = self.sound.standardise
