@@ -57,10 +57,11 @@ def load(data: DataConfig) -> ClipIndex:
     classes = tuple(sorted(set(table["label"])))
     if len(classes) < 2:
         raise BadInputError(f"{file}: every clip has the label {classes[0]!r}; training needs two classes at least")
-    group = table["group"].where(table["group"] != "", table["path"]) if "group" in table else table["path"]
+    ids = table["path"].map(lambda path: _below(file.parent, path))
+    group = table["group"].where(table["group"] != "", ids) if "group" in table else ids
     clips = pd.DataFrame(
         {
-            "id": table["path"],
+            "id": ids,
             "path": [str(file.parent / path) for path in table["path"]],
             "label": table["label"].map({name: i for i, name in enumerate(classes)}).astype(int),
             "split": table["split"],
@@ -76,6 +77,11 @@ def load(data: DataConfig) -> ClipIndex:
     kept, left_out = without_overlap("manifest", clips, data.on_overlap)
     _check_classes(file, kept.assign(label=table["label"]))
     return ClipIndex("manifest", classes, kept, _listing(file, clips, kept, left_out, data))
+
+
+def _below(folder: Path, path: str) -> str:
+    """A path as a clip's id: relative to the table's folder where it lies below it, so that a moved set is the same."""
+    return path.removeprefix(f"{folder}{os.sep}") or path
 
 
 def _extra(table: pd.DataFrame) -> dict[str, pd.Series]:

@@ -84,6 +84,16 @@ def test_files_that_were_moved_copied_or_touched_are_the_same_clips(data: DataCo
     assert again.key == first.key and said == []
 
 
+def test_absolute_paths_below_the_tables_folder_may_move_with_it(data: DataConfig, tmp_path: Path) -> None:
+    edit(data, lambda t: t.assign(path=[str(folder_of(data) / p) for p in t["path"]]))
+    first, _ = opened(data)
+    assert sources.load(data).clips["id"].tolist() == sorted(f"c{i}" for i in range(12))
+    moved = data.model_copy(update={"root": folder_of(data).rename(tmp_path / "moved")})
+    edit(moved, lambda t: t.assign(path=[p.replace("/set/", "/moved/") for p in t["path"]]))
+    again, said = opened(moved)
+    assert again.key == first.key and said == []
+
+
 def test_a_deleted_clip_does_not_hide_that_another_has_changed(data: DataConfig) -> None:
     first, _ = opened(data)
     (folder_of(data) / "0.npy").unlink()
