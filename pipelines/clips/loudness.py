@@ -46,7 +46,7 @@ def apart(means: Mapping[str, float]) -> str:
     """How far the loudest and the quietest lie apart, in words; empty where there is one at most."""
     if len(means) < 2:
         return ""
-    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    low, *_, high = sorted(means, key=means.__getitem__)
     return f"{means[high] - means[low]:.1f} dB apart ({high} {means[high]:.1f}, {low} {means[low]:.1f} dBFS)"
 
 

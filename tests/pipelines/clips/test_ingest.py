@@ -255,7 +255,8 @@ def test_the_command_reads_the_lists_once_and_prints_what_came_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reads, load = [], manifest.load
-    monkeypatch.setattr(manifest, "load", lambda data: reads.append(1) or load(data))
+    counted = replace(manifest.SOURCE, load=lambda data: reads.append(1) or load(data))
+    monkeypatch.setattr(manifest, "SOURCE", counted)
     table = clips.clips.assign(label=[clips.classes[i] for i in clips.clips["label"]])
     table[["path", "label", "split"]].to_csv(tmp_path / "manifest.csv", index=False)
     sections = {"data": {**CONFIG, "cache": str(tmp_path)}}
