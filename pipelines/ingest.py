@@ -25,10 +25,14 @@ from pipelines.clips.cache import (
 )
 from pipelines.clips.ingest import (
     by_reason,
+    decoded_before,
     ingest,
     look_ahead,
 )
+from pipelines.clips.kinds import kinds_of
+from pipelines.clips.loudness import far_apart, in_words
 from pipelines.command import add_config_arguments, config_from, run_command
+from pipelines.config.run_config import RunConfig
 from pipelines.infra.cluster import start_ray
 from pipelines.sources.check import check
 from pipelines.sources.index import SPLITS
@@ -45,11 +49,28 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
         table.add_row("track taken", f"{track}: {clips} clips")
     for name, meta in cache.modalities.items():
         table.add_row(name, f"{' × '.join(map(str, meta.shape))} {meta.dtype}")
+    for name, words in in_words(cache.loudness):
+        table.add_row(f"loudness of {name}", words)
     table.add_row("decoded size", f"{cache.nbytes / 2**20:.0f} MiB")
     table.add_row("clip list", cache.clips_sha256[:16])
     table.add_row("folder", str(cache.folder))
     table.add_row("took", f"{seconds:.1f} s")
     return table
+
+
+def _print_loudness(config: RunConfig) -> None:
+    """For `--check`: what a finished cache knows of it; the clips themselves are not opened."""
+    kinds = kinds_of(config.data)
+    if not any(kind.sound for name, kind in kinds.items() if name in config.model.encoders):
+        return
+    cache = decoded_before(config.data, [name for name in kinds if name in config.model.encoders])
+    if cache is None:
+        print("loudness: said here once the clips are decoded")
+        return
+    for name, words in in_words(cache.loudness):
+        print(f"loudness of {name}: {words}")
+    for line in far_apart(cache.loudness):
+        print(f"note: {line}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,15 +99,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started = time.monotonic()
         config = config_from(options)
         if options.check is not None:
-            return check(config.data, None if options.check == Path() else options.check)
-        index = look_ahead(config.data)
+            code = check(config.data, None if options.check == Path() else options.check)
+            if code == 0:
+                _print_loudness(config)
+            return code
+        index = look_ahead(config.data, config.model.encoders)
         start_ray(dashboard=False, code=config.code)
         if index is None:
-            index = sources.load(config.data)
+            index = sources.load(config.data, or_decoded=True)
         if str(index.listing):
             print(f"lists and files differ: {index.listing}; --check says which", file=sys.stderr)
-        cache = ingest(index, config.data, tuple(config.model.encoders), retry=options.retry)
+        names = tuple(config.model.encoders)
+        cache = ingest(index, config.data, names, retry=options.retry, say=lambda text: print(text, file=sys.stderr))
         Console().print(_summary(cache, time.monotonic() - started))
+        for line in far_apart(cache.loudness):
+            print(line, file=sys.stderr)
         return 0
 
     return run_command(body, "The same command goes on where this one was.")

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from crmt.errors import CRMTError
-from pipelines.clips.kinds import Kind, ModalityMeta, kinds_of
-from pipelines.config.modality import PATH
+from pipelines.clips.contents import made_of
+from pipelines.clips.kinds import Kind, ModalityMeta
 from pipelines.config.schema import DataConfig
-from pipelines.decoding.pictures import are_pictures, picture_files
 from pipelines.infra.storage import Folder
 from pipelines.sources.index import ClipIndex
 
-FORMAT = 6
-"""Version of what the files look like and of how clips are decoded. A change makes every cache a new one."""
 CARD, QUARANTINE_FILE = "cache.json", "quarantine.csv"
+CLIPS = "clips.json"
+"""What each clip was when it was decoded, as `contents.MadeOf.rows`."""
 QUARANTINE = ("clip_id", "path", "split", "reason", "detail")
 
 
@@ -35,6 +30,7 @@ class ClipCache:
     then test's. They hold rows as pipelines/clips/rows.py says, a part those of one split; train's mix the classes.
     `counts`: decoded clips by split. `failed`: clips in `quarantine` (clip_id, path, split, reason, detail). `missing`:
     by modality and split, the decoded clips that lack it (data.missing_modality `keep`).
+    `loudness`: by modality of sound, `splits` and `classes`: the mean dBFS of their clips.
     `tracks`: which stream was taken of clips with several (`audio 1 of 2, marked default`) to the number of such clips.
     """
 
@@ -50,6 +46,7 @@ class ClipCache:
     clips_sha256: str
     quarantine: pd.DataFrame
     tracks: dict[str, int]
+    loudness: dict[str, dict[str, dict[str, float]]]
 
     @property
     def nbytes(self) -> int:
@@ -65,32 +62,8 @@ class ClipCache:
 
 
 def cache_key(index: ClipIndex, data: DataConfig, modalities: Iterable[str]) -> str:
-    """SHA-256 over the format, the list, each clip's content (size and time, or fingerprint) and the decode settings.
-
-    data.decode_timeout and the limits are among them: they decide which clips are quarantined, and a longer one tries
-    them again. Left out is what no stored byte depends on, such as video.crop and audio.standardise, which batches
-    apply.
-
-    Args:
-        modalities: those that are decoded.
-    """
-    declared = kinds_of(data)
-    kinds = {name: declared[name] for name in modalities}
-    limits = {name: getattr(data.video, name) for name in ("max_pixels", "max_frames", "max_seconds")}
-    digest = hashlib.sha256()
-    decoding = {"timeout": data.decode_timeout, **limits, "missing": data.missing_modality}
-    decoding |= {name: _settings(kind) for name, kind in kinds.items()}
-    digest.update(json.dumps([FORMAT, index.sha256, decoding], sort_keys=True).encode())
-    for column in sorted({kind.column for kind in kinds.values()}, key=lambda c: (c != PATH, c)):
-        for content in _contents(index, column):
-            digest.update(f"{content}\n".encode())
-    return digest.hexdigest()
-
-
-def _settings(kind: Kind) -> dict[str, Any]:
-    """What decides a modality's bytes, and where they come from where that is not what its name says."""
-    where = {} if (kind.name, kind.column) == (kind.kind, PATH) else {"kind": kind.kind, "column": kind.column}
-    return {**kind.decides_bytes(), **where}
+    """SHA-256 over the format, the list, what stands for each clip's content, and the decode settings."""
+    return made_of(index, data, modalities).key
 
 
 def load_cache(folder: Folder) -> ClipCache:
@@ -126,6 +99,7 @@ def load_cache(folder: Folder) -> ClipCache:
         clips_sha256=card["clips_sha256"],
         quarantine=pd.DataFrame(card["quarantine"], columns=list(QUARANTINE)),
         tracks=card["tracks"],
+        loudness=card["loudness"],
     )
 
 
@@ -134,28 +108,3 @@ def with_constants(cache: ClipCache, kinds: Mapping[str, Kind]) -> ClipCache:
     return replace(
         cache, modalities={name: kinds[name].with_constants(meta) for name, meta in cache.modalities.items()}
     )
-
-
-def _contents(index: ClipIndex, column: str) -> Iterable[str]:
-    """For each clip, its fingerprint or its file's size and time, in the order of the index."""
-    if column == PATH and "fingerprint" in index.clips:
-        return index.clips["fingerprint"].tolist()
-    return map(_file_state, index.clips[column])
-
-
-def _file_state(path: str) -> str:
-    """Size and time of a file, or of every picture that a folder or pattern names."""
-    if not path:
-        return "none"
-    try:
-        state = os.stat(path)  # noqa: PTH116 - hot loop
-    except OSError:
-        return _pictures_state(path) if are_pictures(path) else "absent"
-    return _pictures_state(path) if stat.S_ISDIR(state.st_mode) else f"{state.st_size} {state.st_mtime_ns}"
-
-
-def _pictures_state(path: str) -> str:
-    digest = hashlib.sha256()
-    for file in picture_files(path):
-        digest.update(f"{os.path.basename(file)} {_file_state(file)}\n".encode())  # noqa: PTH119 - hot loop
-    return digest.hexdigest()

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,17 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines import sources
 from pipelines.clips.cache import (
     CARD,
-    FORMAT,
+    CLIPS,
     QUARANTINE,
     QUARANTINE_FILE,
     ClipCache,
-    cache_key,
     load_cache,
     with_constants,
 )
+from pipelines.clips.contents import FORMAT, MadeOf, made_of
 from pipelines.clips.kinds import Kind, check_files, check_modalities, kinds_of
+from pipelines.clips.lookup import folder_name, look_up
+from pipelines.clips.loudness import Sums, add_loudness, mean_loudness
 from pipelines.clips.reading import ClipError, read_clip
 from pipelines.clips.rows import add_clip, empty_sums, encode_row, present_column, schema_of, statistics
 from pipelines.config.paths import cache_root, clips_root
@@ -45,14 +48,19 @@ RETRIED = {"unreadable", "timeout", "failed"}
 _SHARD_CLIPS = 64  # of one task and Parquet part: what a task holds does not grow with the set
 
 
-def look_ahead(data: DataConfig) -> ClipIndex | None:
+def look_ahead(data: DataConfig, modalities: Iterable[str] | None = None) -> ClipIndex | None:
     """What can be checked before Ray is started: that the cache can be reached, and the list of clips
     (`sources.load_without_ray`).
 
     It has the columns of data.modalities, and the first arrays are of the shapes that are given there.
 
+    Args:
+        data: the section of the configuration.
+        modalities: those that will be decoded; None: all that it declares.
+
     Raises:
-        BadInputError: a cache, lists or modalities that cannot be used.
+        BadInputError: a cache, lists or modalities that cannot be used, or lists of which no clip is there, decoded or
+            not.
     """
     kinds = kinds_of(data)
     index = sources.load_without_ray(data)
@@ -60,6 +68,10 @@ def look_ahead(data: DataConfig) -> ClipIndex | None:
         check_files(index, kinds.values())
     if data.cache is not None:
         folder_at(data.cache).check()
+    if index is not None and index.listing.nothing_there:
+        names = [name for name in kinds if modalities is None or name in set(modalities)]
+        if look_up(clips_root(data), made_of(index, data, names)).folder is None:
+            raise BadInputError(index.listing.nothing_there)
     return index
 
 
@@ -69,13 +81,16 @@ def ingest(
     modalities: tuple[str, ...] = ("video", "audio"),
     progress: bool = True,
     retry: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> ClipCache:
     """Decode every clip of `index` into a cache, or open the cache that the same clips and settings made before.
 
-    Needs a running Ray. A clip that cannot be decoded becomes a row of the quarantine, with its reason.
+    Needs a running Ray, unless the cache is finished. A clip that cannot be decoded becomes a row of the quarantine,
+    with its reason.
 
     Args:
         retry: decode once more the parts of the cache with a clip that the machine may have failed (`RETRIED`).
+        say: takes a line where a finished cache is opened without its clips' files, or how the nearest one differs.
 
     Raises:
         CRMTError: more than `data.max_failure_share` of the clips have no file, of which none is then decoded, or
@@ -87,18 +102,40 @@ def ingest(
     check_modalities(modalities, declared)
     kinds = {name: kind for name, kind in declared.items() if name in modalities}
     check_files(index, kinds.values())
-    _check_missing(index, {kind.column for kind in kinds.values()}, data.max_failure_share)
-    key = cache_key(index, data, kinds)
-    folder = clips_root(data) / f"{index.name}-{key[:16]}"
-    if retry or not folder.has(CARD):
+    made = made_of(index, data, kinds)
+    found = look_up(clips_root(data), made)
+    if say is not None and found.said:
+        say(found.said)
+    if retry and found.gone:
+        raise BadInputError(
+            f"--retry decodes whole parts again, and {found.gone} clips of {found.folder} have no file any more: "
+            "leave it out, or bring the files back"
+        )
+    if found.folder is None:
+        _check_missing(index, {kind.column for kind in kinds.values()}, data.max_failure_share)
+    folder = found.folder or clips_root(data) / folder_name(made)
+    if retry or found.folder is None:
         with only_one(_lock_folder(folder, data), str(folder)):
             if retry:
                 _forget_failures(folder)
             if not folder.has(CARD):
-                _build(folder, key, index, data, kinds, progress)
+                _build(folder, made, data, kinds, progress)
     cache = load_cache(folder)
     _check_failures(cache, index, data.max_failure_share)
     return with_constants(cache, kinds)
+
+
+def decoded_before(data: DataConfig, modalities: Iterable[str]) -> ClipCache | None:
+    """The finished cache of a configuration on a disk of this machine, if there is one; nothing is decoded.
+
+    Raises:
+        BadInputError: lists that cannot be used.
+    """
+    index, root = sources.load_without_ray(data), clips_root(data)
+    if index is None or not root.local or not root.folders(f"{index.name}-*"):
+        return None
+    folder = look_up(root, made_of(index, data, modalities)).folder
+    return load_cache(folder) if folder else None
 
 
 def _lock_folder(folder: Folder, data: DataConfig) -> Path:
@@ -112,10 +149,9 @@ def _lock_folder(folder: Folder, data: DataConfig) -> Path:
     return folder.local or cache_root(data) / "locks" / name
 
 
-def _build(
-    folder: Folder, key: str, index: ClipIndex, data: DataConfig, kinds: dict[str, Kind], progress: bool
-) -> None:
-    """Decode the shards that are not there yet, then write the quarantine and, last, cache.json."""
+def _build(folder: Folder, made: MadeOf, data: DataConfig, kinds: dict[str, Kind], progress: bool) -> None:
+    """Decode the shards that are not there yet, then write the quarantine, the clips and, last, cache.json."""
+    index = made.index
     shards = _shards(index)
     settings = {
         "folder": str(folder),
@@ -131,10 +167,12 @@ def _build(
     quarantine = [row for card in cards for row in card["quarantine"]]
     table = pd.DataFrame(quarantine, columns=list(QUARANTINE))
     folder.write(QUARANTINE_FILE, table.to_csv(index=False).encode())
+    folder.write(CLIPS, json.dumps(made.rows()).encode())
     counts = {split: sum(c["decoded"] for c in cards if c["split"] == split) for split in SPLITS}
     card = {
-        "key": key,
+        "key": made.key,
         "format": FORMAT,
+        "settings": made.settings,
         "name": index.name,
         "classes": list(index.classes),
         "modalities": {m: asdict(statistics(kind, [c["sums"][m] for c in cards])) for m, kind in kinds.items()},
@@ -147,6 +185,7 @@ def _build(
         "parts": len(shards),
         "quarantine": quarantine,
         "tracks": dict(sum((Counter(c["tracks"]) for c in cards), Counter())),
+        "loudness": mean_loudness(cards, index.classes),
     }
     folder.write(CARD, json.dumps(card, indent=1).encode())
 
@@ -193,13 +232,16 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     quarantine: list[dict[str, str]] = []
     sums = empty_sums(kinds)
     tracks: Counter[str] = Counter()
+    loudness: Sums = {}
     for clip in task["clips"]:
         try:
-            arrays = read_clip(clip, kinds, data, tracks)
+            loud: dict[str, float] = {}
+            arrays = read_clip(clip, kinds, data, tracks, loud)
         except ClipError as error:
             found = {"clip_id": clip["id"], "path": error.path, "split": clip["split"]}
             quarantine.append({**found, "reason": error.reason, "detail": error.detail})
             continue
+        add_loudness(loudness, clip["label"], loud)
         if clip["split"] == "train":
             add_clip(sums, arrays, kinds)
         rows.append({**{c: clip[c] for c in ("id", "label", "split", "group")}, **encode_row(arrays, kinds)})
@@ -216,6 +258,7 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
         "quarantine": quarantine,
         "sums": sums,
         "tracks": tracks,
+        "loudness": loudness,
     }
     folder.write(_card_name(task["number"]), json.dumps(card).encode())
     return {}
@@ -227,6 +270,8 @@ def by_reason(cache: ClipCache) -> str:
 
 
 def _check_missing(index: ClipIndex, columns: set[str], allowed: float) -> None:
+    if index.listing.nothing_there:
+        raise BadInputError(index.listing.nothing_there)
     missing = len(index.listing.missing_in(columns))
     if missing > allowed * len(index):
         raise CRMTError(

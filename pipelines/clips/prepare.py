@@ -20,6 +20,7 @@ from pipelines.clips.batches import (
 )
 from pipelines.clips.cache import ClipCache
 from pipelines.clips.ingest import ingest
+from pipelines.clips.loudness import far_apart
 from pipelines.config.run_config import RunConfig
 from pipelines.sources.index import ClipIndex
 
@@ -67,10 +68,12 @@ def prepare(config: RunConfig, say: Callable[[str], None] = print, index: ClipIn
 
     names = tuple(config.model.encoders)
     if index is None:
-        index = sources.load(config.data)
+        index = sources.load(config.data, or_decoded=True)
     if str(index.listing):
         say(f"lists and files differ: {index.listing}; ingest.py --check says which")
-    cache = ingest(index, config.data, names)
+    cache = ingest(index, config.data, names, say=say)
+    for line in far_apart(cache.loudness):
+        say(line)
     modalities_of(cache, config.data, names)
     stores = [n["Resources"].get("object_store_memory", 0) for n in ray.nodes() if n["Alive"]]
     store = int(min(stores, default=0))  # every node that runs a trial holds the whole set

@@ -54,7 +54,11 @@ class _File:
 
 
 def read_clip(
-    clip: Mapping[str, Any], kinds: Mapping[str, Kind], data: DataConfig, tracks: Counter[str] | None = None
+    clip: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    data: DataConfig,
+    tracks: Counter[str] | None = None,
+    loud: dict[str, float] | None = None,
 ) -> dict[str, NDArray[Any] | None]:
     """Decode one clip.
 
@@ -63,6 +67,7 @@ def read_clip(
         kinds: the modalities that are wanted.
         data: how they are decoded.
         tracks: counts, for files with several streams of a kind, which one was taken.
+        loud: takes, by modality, how loud the clip's sound is, in dBFS; nothing where it is silence.
 
     Returns:
         By modality, the array that is stored; None for one that the clip lacks and may lack.
@@ -79,7 +84,7 @@ def read_clip(
         path = str(clip[file.column])
         left = data.decode_timeout if file is files[0] else max(deadline - time.monotonic(), 0.001)
         try:
-            found |= _read(file, path, data, left, keep, tracks)
+            found |= _read(file, path, data, left, keep, tracks, loud)
         except DecodeError as error:
             where = "" if file.column == PATH else f"{', '.join(file.names)}: "
             failed = ClipError(path or str(clip[PATH]), error.reason, f"{where}{error.detail}")
@@ -106,7 +111,13 @@ def _files_of(kinds: Mapping[str, Kind]) -> list[_File]:
 
 
 def _read(
-    file: _File, path: str, data: DataConfig, seconds: float, keep: bool, tracks: Counter[str] | None
+    file: _File,
+    path: str,
+    data: DataConfig,
+    seconds: float,
+    keep: bool,
+    tracks: Counter[str] | None,
+    loud: dict[str, float] | None,
 ) -> dict[str, NDArray[Any] | None]:
     if not path:
         raise DecodeError("absent", f"no file in column {file.column!r}")
@@ -120,6 +131,8 @@ def _read(
     if tracks is not None:
         chosen = {kind.name: decoded.tracks.get(media) for media, kind in file.by_media.items()}
         tracks.update(f"{name} {track}" for name, track in chosen.items() if track)
+    if loud is not None and decoded.loudness is not None:
+        loud |= {file.by_media["audio"].name: decoded.loudness}
     frames = None if decoded.frames is None else decoded.frames.transpose(0, 3, 1, 2)
     arrays: dict[str, NDArray[Any] | None] = {"video": frames, "audio": decoded.audio, "flow": decoded.flow}
     return {kind.name: arrays[media] for media, kind in file.by_media.items()}

@@ -103,6 +103,9 @@ class AudioConfig(Section):
     """Spectrogram frames of one input (logmel, fbank); padded or cut at the end."""
     track: TrackNumber = None
     """The number of the audio stream to take, from 0; left out: the first that is marked default, or the first."""
+    level: Annotated[float, Field(ge=-60, le=0)] | None = None
+    """dBFS that each clip is brought to before the spectrogram: the RMS of its parts that are not silent. Left out: as
+    loud as it was recorded. Silence stays silence."""
     standardise: Literal["train", "published"] | tuple[float, Positive] = "train"
     """Mean and deviation that batches are standardised with: of the train split, CRMT's for fbank, or these two."""
 

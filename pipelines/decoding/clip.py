@@ -19,7 +19,7 @@ from pipelines.decoding.container import check_file, check_lengths, check_limits
 from pipelines.decoding.errors import REASONS, DecodeError
 from pipelines.decoding.frames import frame_process, read_frames
 from pipelines.decoding.pictures import are_pictures, picture_files
-from pipelines.decoding.sound import spectrogram
+from pipelines.decoding.sound import loudness, spectrogram
 
 __all__ = ["REASONS", "DecodeError", "DecodedClip", "decode_clip"]
 
@@ -33,6 +33,7 @@ class DecodedClip:
     `frames`: uint8 (F, H, W, 3), RGB, F = video.frames · video.candidates, segment by segment, H = W = video.size.
     `audio`: float16 of the shape audio.shape, not standardised over the data set.
     `flow`: uint8 (F, 2, H, W), motion to the right and down from each frame to the clip's next; 128 is none.
+    `loudness`: in dBFS, of the sound that the spectrogram was made of; None where there is none, or silence.
     `tracks`: `video` and `audio` to the stream that was taken, where the file has several: `1 of 2, marked default`.
     """
 
@@ -40,6 +41,7 @@ class DecodedClip:
     audio: NDArray[np.float16] | None
     flow: NDArray[np.uint8] | None = None
     tracks: dict[str, str] = field(default_factory=dict)
+    loudness: float | None = None
 
 
 def decode_clip(
@@ -96,9 +98,12 @@ def decode_clip(
         video_end = frames.end
     check_lengths(path, container, video_end, audio.seconds if wants_audio else None, deadline)
     sound = spectrogram(container.waveform, audio) if wants_audio else None
+    loud = loudness(container.waveform, audio.sample_rate) if wants_audio else None
+    if loud is not None and audio.level is not None:
+        loud = audio.level
     taken = {"video": container.picture, "audio": container.sound}
     tracks = {kind: str(track) for kind, track in taken.items() if track is not None and track.count > 1}
-    return DecodedClip(frames.video if frames else None, sound, frames.flow if frames else None, tracks)
+    return DecodedClip(frames.video if frames else None, sound, frames.flow if frames else None, tracks, loud)
 
 
 def _decode_pictures(

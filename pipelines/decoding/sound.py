@@ -17,11 +17,14 @@ PUBLISHED_FBANK = (-4.503877, 2 * 5.141276)
 
 _FBANK_WINDOW, _FBANK_SHIFT, _FBANK_PREEMPHASIS, _FBANK_LOWEST = 0.025, 0.010, 0.97, 20.0
 _FBANK_FLOOR = float(np.finfo(np.float32).eps)  # Kaldi's: the power that stands for silence
+_BLOCK, _SILENCE = 0.05, 1e-7  # seconds; power, of -70 dBFS
 _VGGSOUND_SAMPLES, _VGGSOUND_WINDOW, _VGGSOUND_OVERLAP, _VGGSOUND_OFFSET = 160_000, 512, 353, 1e-7
 
 
 def spectrogram(waveform: NDArray[np.float32], audio: AudioConfig) -> NDArray[np.float16]:
     """The input of the chosen front-end, not standardised over the data set; of the shape `audio.shape`."""
+    if audio.level is not None:
+        waveform = at_level(waveform, audio.sample_rate, audio.level)
     if audio.front_end == "fbank":
         values = kaldi_fbank(waveform, audio.sample_rate, audio.mels)[:, : audio.frames]
         padded = np.pad(values, ((0, 0), (0, audio.frames - values.shape[1])))  # with 0, as the reference code does
@@ -29,6 +32,29 @@ def spectrogram(waveform: NDArray[np.float32], audio: AudioConfig) -> NDArray[np
     if audio.front_end == "vggsound":
         return vggsound_spectrogram(waveform, audio.sample_rate)[None].astype(np.float16)
     return log_mel(waveform, audio)
+
+
+def loudness(waveform: NDArray[np.floating], sample_rate: int) -> float | None:
+    """RMS in dBFS (a full square wave has 0) of the parts that are not silent; None where all is silence.
+
+    Blocks of 50 ms count that are above -70 dBFS and less than 10 dB below the mean of those: the two gates of EBU R
+    128, without its weighting of frequencies. So pauses do not make a speaker quiet.
+    """
+    samples = np.asarray(waveform, np.float64)
+    block = max(1, round(sample_rate * _BLOCK))
+    whole = len(samples) // block * block
+    pieces = [*samples[:whole].reshape(-1, block), samples[whole:]]
+    powers = np.asarray([np.mean(piece**2) for piece in pieces if len(piece)])
+    heard = powers[powers > _SILENCE]
+    if not len(heard):
+        return None
+    return float(10 * np.log10(heard[heard > heard.mean() / 10].mean()))
+
+
+def at_level(waveform: NDArray[np.float32], sample_rate: int, level: float) -> NDArray[np.float32]:
+    """The waveform with its `loudness` at `level` dBFS; silence as it is. It is not clipped, and may exceed 1."""
+    found = loudness(waveform, sample_rate)
+    return waveform if found is None else waveform * np.float32(10 ** ((level - found) / 20))
 
 
 def log_mel(waveform: NDArray[np.float32], audio: AudioConfig) -> NDArray[np.float16]:

@@ -7,6 +7,7 @@ function itself.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from crmt.doors import Door, is_path
 from crmt.errors import BadInputError
@@ -14,10 +15,11 @@ from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.sources.base import Source
 from pipelines.sources.index import ClipIndex, check_column, with_validation
+from pipelines.sources.text import alike, one_text
 
-__all__ = ["ClipIndex", "Source", "find", "load", "names"]
+__all__ = ["ClipIndex", "Source", "alike", "find", "load", "names"]
 
-_DOOR = Door("a data set", "pipelines.sources", "SOURCE", ("base", "check", "files", "index", "lists"))
+_DOOR = Door("a data set", "pipelines.sources", "SOURCE", ("base", "check", "files", "index", "lists", "text"))
 
 
 def names() -> list[str]:
@@ -48,27 +50,34 @@ def find(name: str) -> Source:
 
 
 def load_without_ray(data: DataConfig) -> ClipIndex | None:
-    """The clip index, where that needs no Ray: a missing list should not wait for it to start. Else None.
+    """The clip index, as `load` with `or_decoded`, where that needs no Ray: a missing list should not wait for it.
 
     Raises:
         BadInputError: as `load` does.
     """
-    return None if find(data.dataset).makes_clips else load(data)
+    return None if find(data.dataset).makes_clips else load(data, or_decoded=True)
 
 
-def load(data: DataConfig) -> ClipIndex:
+def load(data: DataConfig, or_decoded: bool = False) -> ClipIndex:
     """The clip index of `data.dataset`, with validation carved from train and `data.limit` applied.
 
     One that makes its clips itself does so on first use and then needs a running Ray; the others only read lists.
 
+    Args:
+        data: the section of the configuration.
+        or_decoded: let pass a list none of whose clips is there, for they may be decoded (`Listing.nothing_there`).
+
     Raises:
-        BadInputError: unknown data set, or lists that are missing or malformed.
+        BadInputError: unknown data set, lists that are missing or malformed, or no clip that they name is there.
     """
     source = find(data.dataset)
     _check_fields(source, data)
     index = source.load(data)
     if is_path(data.dataset):
         _check_foreign(index, data.dataset)
+        index = _one_class_each(index)
+    if index.listing.nothing_there and not or_decoded:
+        raise BadInputError(index.listing.nothing_there)
     for name, declared in data.declared.items():
         check_column(index, name, declared.column)
     index = with_validation(index, data.validation_share, data.seed)
@@ -94,6 +103,16 @@ def _check_foreign(index: object, path: str) -> None:
         raise BadInputError(f"{path}: load gave {type(index).__name__}, not a pipelines.sources.ClipIndex")
     if not re.fullmatch(r"\w[\w.-]*", index.name):
         raise BadInputError(f"{path}: the index is named {index.name!r}: use letters, digits, `_`, `-` and `.` alone")
+
+
+def _one_class_each(index: ClipIndex) -> ClipIndex:
+    """The index with one class for names that are one text in several Unicode forms."""
+    names = [one_text(name) for name in index.classes]
+    classes = tuple(dict.fromkeys(names))
+    if len(classes) == len(names):
+        return index
+    labels = index.clips["label"].map(lambda label: classes.index(names[label]))
+    return replace(index, classes=classes, clips=index.clips.assign(label=labels))
 
 
 def _check_limit(index: ClipIndex, limit: int) -> None:

@@ -32,9 +32,10 @@ from crmt.errors import BadInputError
 from pipelines.config.modality import PATH
 from pipelines.config.schema import DataConfig
 from pipelines.sources.base import Source
-from pipelines.sources.files import check_names, missing_by_column
+from pipelines.sources.files import check_names, missing_by_column, on_disk, one_group_a_file
 from pipelines.sources.index import LEFT_OUT, ClipIndex, Listing, without_overlap
 from pipelines.sources.lists import Layout, find_lists, shown, text_of
+from pipelines.sources.text import one_text
 
 _NAMES = "class_labels_indices.csv"
 _VALIDATIONS = ("val.json", "validation.json", "valid.json")
@@ -89,10 +90,11 @@ def load(data: DataConfig) -> ClipIndex:
             FRAMES: [clip.frames for clip in one],
         }
     )
-    kept, overlap = without_overlap("cav_mae", table, data.on_overlap)
-    classes = _classes(kept, names)
     for column in (PATH, FRAMES):
-        check_names(kept[column].tolist())
+        check_names(table[column].tolist())
+        table[column] = on_disk(table[column])
+    kept, overlap = without_overlap("cav_mae", one_group_a_file(table, data.columns), data.on_overlap)
+    classes = _classes(kept, names)
     missing, _ = missing_by_column(kept, data.columns)
     listing = Listing(
         lists={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in lists.values()},
@@ -139,7 +141,7 @@ def _clip(entry: Any, split: str, file: Path, where: str) -> _Clip:
     return _Clip(
         clip,
         split,
-        tuple(dict.fromkeys(label.strip() for label in labels.split(",") if label.strip())),
+        tuple(dict.fromkeys(label.strip() for label in one_text(labels).split(",") if label.strip())),
         str(file.parent / wav) if wav else "",
         str(file.parent / pictures / "frame_*" / f"{clip}.jpg") if pictures else "",
         where,
@@ -173,7 +175,7 @@ def _label_names(file: Path) -> dict[str, str]:
     reader = csv.DictReader(io.StringIO(text_of(file), newline=""))
     if not {"mid", "display_name"} <= set(reader.fieldnames or ()):
         raise BadInputError(f"cav_mae: {file} has no header index,mid,display_name")
-    return {str(row["mid"]).strip(): str(row["display_name"]).strip() for row in reader}
+    return {one_text(str(row["mid"])).strip(): one_text(str(row["display_name"])).strip() for row in reader}
 
 
 def _named(clip: _Clip, names: dict[str, str] | None) -> str:

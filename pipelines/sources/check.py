@@ -8,7 +8,8 @@ how many clips each class has in each split, listed and found; and every clip th
     unlisted        a clip file that no list names; `detail` is the file
     several_files   more than one file fits; the first is taken
     repeated        the list names it again; it counts once
-    overlap         its source video lies in another split, too; left out where data.on_overlap is drop_train
+    overlap         its source video lies in another split, too, or its very file does under another name (a link); left
+                    out where data.on_overlap is drop_train
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pipelines.config.modality import PATH
 from pipelines.config.paths import cache_root
 from pipelines.config.schema import DataConfig
 from pipelines.sources.index import SPLITS, ClipIndex
+from pipelines.sources.text import alike
 
 _EXAMPLES = 5
 _COLUMNS = ("clip", "split", "reason", "detail")
@@ -154,7 +156,7 @@ def _facts(index: ClipIndex, data: DataConfig) -> Table:
     table.add_row(
         "overlap of splits", f"{videos} source videos, {len(overlap)} clips (data.on_overlap: {data.on_overlap})"
     )
-    for note in listing.notes:
+    for note in (*listing.notes, *alike(index.classes)):
         table.add_row("note", note)
     return table
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ import pandas as pd
 from crmt.errors import BadInputError
 from pipelines.config.modality import PATH
 from pipelines.decoding.pictures import counted, is_picture, pattern_of, split_pattern
+from pipelines.sources.text import one_text
 
 CONTAINERS = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".mpg", ".mpeg", ".m2ts", ".mts", ".ts",
@@ -145,6 +147,88 @@ def missing_by_column(clips: pd.DataFrame, columns: Iterable[str]) -> tuple[dict
         if column == PATH:
             beside = clip_files_there
     return missing, beside
+
+
+def on_disk(paths: Iterable[str]) -> list[str]:
+    """The paths as the disk writes them: what a list names in another Unicode form (NFC, NFD) is the same file.
+
+    One that is there as it is stays so, and so does one that is nowhere. Each folder is read once.
+    """
+    names = functools.cache(_names)
+    forms = functools.cache(lambda folder: {one_text(name): name for name in sorted(names(folder), reverse=True)})
+
+    @functools.cache
+    def real(folder: str) -> str:
+        above, name = os.path.split(folder)
+        if not name or os.path.isdir(folder):  # noqa: PTH112
+            return folder
+        above = real(above)
+        return os.path.join(above, forms(above).get(one_text(name), name))  # noqa: PTH118
+
+    def find(path: str) -> str:
+        folder, name = os.path.split(path)
+        if not path or name in names(folder):
+            return path
+        if "*" in path:
+            above, first, rest = split_pattern(path)
+            return os.path.join(real(above), first, *rest)  # noqa: PTH118
+        there = real(folder)
+        return os.path.join(there, name if name in names(there) else forms(there).get(one_text(name), name))  # noqa: PTH118
+
+    return [find(path) for path in paths]
+
+
+def one_group_a_file(clips: pd.DataFrame, columns: Sequence[str] = (PATH,)) -> pd.DataFrame:
+    """The clips with one group for all that are one file under several names, by a hard or a symbolic link.
+
+    So a link in another split is an overlap. The group's name then says which clips they are.
+
+    Args:
+        clips: with `id`, `group` and the columns.
+        columns: those that name files; clips are one where all of these are.
+    """
+    first: dict[tuple[object, ...], int] = {}
+    group_of = dict(zip(clips["group"], clips["group"], strict=True))
+    names: dict[str, list[str]] = {}
+
+    def root(group: str) -> str:
+        while group_of[group] != group:
+            group = group_of[group]
+        return group
+
+    groups, ids = clips["group"].tolist(), clips["id"].tolist()
+    files = [_identities(clips[column].tolist()) for column in columns]
+    for row, found in enumerate(zip(*files, strict=True)):
+        if all(isinstance(file, str) for file in found) or (before := first.setdefault(found, row)) == row:
+            continue
+        one, other = sorted((root(groups[before]), root(groups[row])))
+        group_of[other] = one
+        names.setdefault(one, [ids[before]]).append(ids[row])
+    if not names:
+        return clips
+    called = {group: f"{group}: one file, {' = '.join(several[:3])}" for group, several in names.items()}
+    return clips.assign(group=[called.get(root(group), root(group)) for group in groups])
+
+
+def _identities(paths: Sequence[str]) -> list[tuple[int, int] | str]:
+    """Device and number of each file or folder; its path where there is none."""
+
+    def of(several: Sequence[str]) -> list[tuple[int, int] | str]:
+        return [_identity(path) for path in several]
+
+    threads = 16  # on a network's disk each file is a journey
+    share = max(1, -(-len(paths) // threads))
+    with ThreadPoolExecutor(threads) as pool:
+        pieces = pool.map(of, [paths[i : i + share] for i in range(0, len(paths), share)])
+        return [found for piece in pieces for found in piece]
+
+
+def _identity(path: str) -> tuple[int, int] | str:
+    try:
+        state = os.stat(path)  # noqa: PTH116 - hot loop
+    except (OSError, ValueError):
+        return path
+    return (state.st_dev, state.st_ino) if state.st_ino else path
 
 
 def _names(folder: str) -> set[str]:

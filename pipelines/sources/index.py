@@ -33,6 +33,7 @@ class Listing:
         left_out: rows of the lists that are not in the index (id, split, reason, detail); the reason is `overlap` or
             `repeated`.
         notes: sentences on how the lists were understood.
+        nothing_there: what to say where no clip that the lists name was found; empty where some were.
     """
 
     lists: dict[str, str] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class Listing:
     several: dict[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(LEFT_OUT)))
     notes: tuple[str, ...] = ()
+    nothing_there: str = ""
 
     def counts(self) -> dict[str, int]:
         """How many rows were left out, by reason, and how many clips have no file or several."""
@@ -81,7 +83,7 @@ class ClipIndex:
 
     `clips` has the columns id (str, unique), path (str, absolute), label (int, position in `classes`), split
     (train | validation | test) and group (str: the source video, which lies in one split only), and is sorted by id.
-    An optional column `fingerprint` (str) stands for a clip's content; without it the file's size and time do. Columns
+    An optional column `fingerprint` (str) stands for a clip's content; without it its size and pieces of it do. Columns
     that data.modalities names hold files or folders of pictures, absolute, or nothing where a clip has none. Others are
     kept as they are, and decide nothing.
 

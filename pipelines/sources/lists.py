@@ -15,8 +15,9 @@ import pandas as pd
 from crmt.errors import BadInputError
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
-from pipelines.sources.files import CONTAINERS, check_names, clip_files
+from pipelines.sources.files import CONTAINERS, check_names, clip_files, one_group_a_file
 from pipelines.sources.index import LEFT_OUT, SPLITS, ClipIndex, Listing, without_overlap
+from pipelines.sources.text import one_text
 
 _SHOWN = 80
 
@@ -249,12 +250,13 @@ def assemble(
         notes: sentences about the lists, for the check and the cache's card.
 
     Raises:
-        BadInputError: no rows, one clip or file with two labels, an overlap that data.on_overlap refuses, a class
-            without train clips, or no file for any row.
+        BadInputError: no rows, one clip or file with two labels, an overlap that data.on_overlap refuses, or a class
+            without train clips.
     """
     root = root_of(layout, data)
+    rows = [row._replace(label=one_text(row.label)) for row in rows]
     kept, table, left_out = _table(layout, data, rows, lists)
-    classes = classes or tuple(sorted(set(table["label"])))
+    classes = tuple(dict.fromkeys(map(one_text, classes or sorted(set(table["label"])))))
     _check_classes(layout, table, classes, lists)
     files, closed = clip_files(root)
     if closed:
@@ -266,10 +268,16 @@ def assemble(
         again = {row[0] for row in repeated}
         left_out = pd.concat([left_out, pd.DataFrame(repeated, columns=list(LEFT_OUT))], ignore_index=True)
         kept, table = [row for row in kept if row.id not in again], table[~table["id"].isin(again)]
+    paths = [fitting[row.id][0] if fitting[row.id] else str(root / expected(row)) for row in kept]
+    check_names(paths)
+    table, linked = without_overlap(layout.name, one_group_a_file(table.assign(path=paths)), data.on_overlap)
+    if len(linked):
+        left_out = pd.concat([left_out, linked], ignore_index=True)
+        left = set(table["id"])
+        kept = [row for row in kept if row.id in left]
+        _check_classes(layout, table, classes, lists)
     missing = {row.id for row in kept if not fitting[row.id]}
     taken = {path for found in fitting.values() for path in found}
-    if len(missing) == len(table):
-        _refuse_empty(layout, root, kept[0], expected, files)
     listing = Listing(
         lists={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in lists.values()},
         missing=frozenset(missing),
@@ -277,11 +285,10 @@ def assemble(
         several={row.id: tuple(fitting[row.id]) for row in kept if len(fitting[row.id]) > 1},
         left_out=left_out,
         notes=tuple(notes),
+        nothing_there=_nothing(layout, root, kept[0], expected, files) if len(missing) == len(table) else "",
     )
     labels = table["label"].map({name: i for i, name in enumerate(classes)}).astype(int)
-    paths = [fitting[row.id][0] if fitting[row.id] else str(root / expected(row)) for row in kept]
-    check_names(paths)
-    clips = pd.DataFrame({"id": table["id"], "path": paths, "label": labels})
+    clips = pd.DataFrame({"id": table["id"], "path": table["path"], "label": labels})
     return ClipIndex(layout.name, classes, clips.assign(split=table["split"], group=table["group"]), listing)
 
 
@@ -341,13 +348,13 @@ def _check_classes(layout: Layout, table: pd.DataFrame, classes: tuple[str, ...]
         )
 
 
-def _refuse_empty(
+def _nothing(
     layout: Layout, root: Path, row: ListedClip, expected: Callable[[ListedClip], str], files: list[str]
-) -> None:
+) -> str:
     seen = f"no clip file lies there (extensions looked for: {' '.join(CONTAINERS)})"
     if files:
         seen = f"{len(files)} clip files lie there, {str(Path(files[0]).relative_to(root))!r} first"
-    raise BadInputError(
+    return (
         f"{layout.name}: none of the listed clips was found in {root} or any folder below it: {row.line} needs "
         f"{shown(expected(row))}, and {seen}. {layout.text}"
     )

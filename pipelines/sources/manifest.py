@@ -2,9 +2,11 @@
 
 Layout: a CSV (or Parquet) with the header `path,label,split`, one row a clip; `--data-root` names that file, or a
 folder with `manifest.csv` in it. Paths are relative to the file (absolute ones are taken as they are); any container
-that ffmpeg reads. Labels are any text; classes are the sorted labels. Splits are train, validation and test; without
+that ffmpeg reads. Labels are any text (one text in two Unicode forms is one
+label); classes are the sorted labels. Splits are train, validation and test; without
 validation rows a share of train is carved out. An optional column `group` names the source video, so that cuts of one
-video stay together; a group in two splits is refused, or train's part of it left out (data.on_overlap). Other columns
+video stay together; a group in two splits is refused, or train's part of it left out (data.on_overlap), and so is one
+file under two names (a link). Other columns
 are kept in the index, as text. Those that data.modalities names hold files, relative to the folder of the table like
 `path`: a sound file, a .npy, a folder of pictures; an empty cell says that the clip has none. Where no modality is read
 from `path`, that is but the clip's name. Origin and licence: the user's own. A clip that is missing on disk is
@@ -26,8 +28,9 @@ from pipelines.config.modality import PATH
 from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.sources.base import Source
-from pipelines.sources.files import check_names, missing_by_column
+from pipelines.sources.files import check_names, missing_by_column, on_disk, one_group_a_file
 from pipelines.sources.index import COLUMNS, SPLITS, ClipIndex, Listing, without_overlap
+from pipelines.sources.text import one_text
 
 REQUIRED = ("path", "label", "split")
 _CSV: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "encoding": "utf-8-sig"}
@@ -54,10 +57,11 @@ def load(data: DataConfig) -> ClipIndex:
     classes = tuple(sorted(set(table["label"])))
     if len(classes) < 2:
         raise BadInputError(f"{file}: every clip has the label {classes[0]!r}; training needs two classes at least")
-    group = table["group"].where(table["group"] != "", table["path"]) if "group" in table else table["path"]
+    ids = table["path"].map(lambda path: _below(file.parent, path))
+    group = table["group"].where(table["group"] != "", ids) if "group" in table else ids
     clips = pd.DataFrame(
         {
-            "id": table["path"],
+            "id": ids,
             "path": [str(file.parent / path) for path in table["path"]],
             "label": table["label"].map({name: i for i, name in enumerate(classes)}).astype(int),
             "split": table["split"],
@@ -68,9 +72,16 @@ def load(data: DataConfig) -> ClipIndex:
     )
     for column in {PATH, *data.columns}:
         check_names(clips[column].tolist())
+        clips[column] = on_disk(clips[column])
+    clips = one_group_a_file(clips, data.columns)
     kept, left_out = without_overlap("manifest", clips, data.on_overlap)
     _check_classes(file, kept.assign(label=table["label"]))
     return ClipIndex("manifest", classes, kept, _listing(file, clips, kept, left_out, data))
+
+
+def _below(folder: Path, path: str) -> str:
+    """A path as a clip's id: relative to the table's folder where it lies below it, so that a moved set is the same."""
+    return path.removeprefix(f"{folder}{os.sep}") or path
 
 
 def _extra(table: pd.DataFrame) -> dict[str, pd.Series]:
@@ -140,7 +151,7 @@ def _read(file: Path) -> pd.DataFrame:
         )
     for column in ("label", "split", "group"):  # a path may end in a space
         if column in table:
-            table[column] = table[column].str.strip()
+            table[column] = table[column].map(one_text, na_action="ignore").str.strip()
     return table
 
 

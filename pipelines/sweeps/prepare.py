@@ -20,6 +20,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.infra.cluster import start_ray
 from pipelines.runs.lock import hold_run
 from pipelines.runs.run_folder import TrialInput, check_free, open_run
+from pipelines.sources.text import alike
 from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
 from pipelines.sweeps.search import check_search
 
@@ -93,7 +94,9 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
         check_free(request.folder)
     elif not request.dry_run:
         held.enter_context(hold_run(request.resume))
-    index = look_ahead(config.data)
+    index = look_ahead(config.data, config.model.encoders)
+    for line in alike(index.classes) if index is not None else ():
+        console.print(f"note: {line}", highlight=False, markup=False)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
     config = with_gpus(config)
     plan = plan_sweep(config)

@@ -48,7 +48,9 @@ class Audio(Kind):
         return np.dtype(np.float16)
 
     def decides_bytes(self) -> dict[str, Any]:
-        return self.sound.model_dump(exclude={"standardise"})  # batches are standardised, stored sound is not
+        as_recorded = {"level"} if self.sound.level is None else set()
+        # batches are standardised, stored sound is not
+        return self.sound.model_dump(exclude={"standardise", *as_recorded})
 
     def with_constants(self, meta: ModalityMeta) -> ModalityMeta:
         given = self.sound.standardise

@@ -207,11 +207,15 @@ def test_the_key_follows_everything_that_decides_the_rows(clips: ClipIndex, tmp_
 
 
 def test_the_key_follows_the_files(clips: ClipIndex, tmp_path: Path) -> None:
-    path = shutil.copy(clips.clips["path"].iloc[0], tmp_path / "one.mp4")
+    path = shutil.copy(clips.clips["path"].iloc[1], tmp_path / "one.mp4")
     index = ClipIndex("manifest", clips.classes, clips.clips.assign(path=str(path)))
     both, data = ("video", "audio"), config(tmp_path)
     keys = [cache_key(index, data, both)]
     os.utime(path, ns=(1, 1))
+    assert cache_key(index, data, both) == keys[0]  # a copy with another time is the same clip
+    content = bytearray(Path(path).read_bytes())
+    content[-1] ^= 1
+    Path(path).write_bytes(content)  # of the same size
     keys.append(cache_key(index, data, both))
     with Path(path).open("ab") as file:
         file.write(b"more")
@@ -220,7 +224,7 @@ def test_the_key_follows_the_files(clips: ClipIndex, tmp_path: Path) -> None:
     Path(path).unlink()
     keys.append(cache_key(index, data, both))
     assert len(set(keys)) == 4
-    # where the content has a fingerprint, the files' times say nothing
+    # where the content has a fingerprint, the files say nothing
     named = ClipIndex("avdigits", index.classes, index.clips.assign(fingerprint="recipe"))
     before = cache_key(named, data, both)
     shutil.copy(clips.clips["path"].iloc[0], path)
@@ -251,7 +255,8 @@ def test_the_command_reads_the_lists_once_and_prints_what_came_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reads, load = [], manifest.load
-    monkeypatch.setattr(manifest, "load", lambda data: reads.append(1) or load(data))
+    counted = replace(manifest.SOURCE, load=lambda data: reads.append(1) or load(data))
+    monkeypatch.setattr(manifest, "SOURCE", counted)
     table = clips.clips.assign(label=[clips.classes[i] for i in clips.clips["label"]])
     table[["path", "label", "split"]].to_csv(tmp_path / "manifest.csv", index=False)
     sections = {"data": {**CONFIG, "cache": str(tmp_path)}}

@@ -66,7 +66,7 @@ Start = Callable[[Path], "subprocess.Popen[bytes]"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of 512 clips, links to six files of three classes, eight of them broken."""
+    """A manifest of 512 clips, copies of six files of three classes, eight of them broken."""
     made, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("killed")
     sources = [class_clip(made / f"{label}{suffix}", label) for label in range(3) for suffix in (".mp4", ".avi")]
     broken = itertools.cycle(bad_files(made / "bad").values())
@@ -76,7 +76,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             bad = len(rows) % (sum(CLIPS.values()) // BAD) == 7
             source = next(broken) if bad else sources[number % len(sources)]
             name = f"{split}-{number:04d}{source.suffix}"
-            (folder / name).hardlink_to(source)
+            shutil.copyfile(source, folder / name)
             rows.append((name, f"class {number % len(sources) // 2}", split))
     pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(folder / "manifest.csv", index=False)
     return folder
