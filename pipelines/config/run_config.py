@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from crmt.certificates import create as create_certificate
 from crmt.doors import is_path, split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import Method, create, method_class
+from pipelines.config.reading import read_yaml
 from pipelines.config.schema import DataConfig, Section
 from pipelines.config.trial_schema import (
     CERTIFICATE_SECTIONS,
@@ -262,14 +262,14 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         BadInputError: missing or malformed file, unknown field, value out of range.
     """
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
+        raw = read_yaml(path.read_text()) or {}
     except FileNotFoundError:
         valid = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
         raise BadInputError(f"no configuration {path}. Data sets with one: {', '.join(valid)}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise BadInputError(f"{path} cannot be read: {reason}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that no calendar has
         raise BadInputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     config, values = parse(raw, str(path)), parse_overrides(overrides or [])
     config = config.model_copy(update={"code": [str((path.parent / folder).resolve()) for folder in config.code]})
@@ -284,11 +284,7 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
         if not separator:
             raise BadInputError(f"--set {item!r}: write it as path=value, for example --set train.lr=0.05")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[path.strip()] = read_yaml(text)
+        except (yaml.YAMLError, ValueError):  # ValueError: a day that no calendar has
             raise BadInputError(f"--set {item!r}: the value is not valid YAML") from None
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            with contextlib.suppress(ValueError):
-                value = float(value)
-        values[path.strip()] = value
     return values
