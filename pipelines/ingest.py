@@ -15,26 +15,24 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from pipelines import sources
-from pipelines.clips.cache import (
-    ClipCache,
-)
-from pipelines.clips.ingest import (
-    by_reason,
-    ingest,
-    look_ahead,
-)
-from pipelines.command import add_config_arguments, config_from, run_command
+from pipelines.command import add_config_arguments, check_early, config_from, run_command
 from pipelines.infra.cluster import start_ray
-from pipelines.sources.check import check
-from pipelines.sources.index import SPLITS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipelines.clips.cache import ClipCache
 
 
 def _summary(cache: ClipCache, seconds: float) -> Table:
+    from rich.table import Table
+
+    from pipelines.clips.ingest import by_reason
+    from pipelines.sources.index import SPLITS
+
     table = Table("", "", show_header=False, title=f"{cache.name}: {sum(cache.counts.values())} clips decoded")
     for split in SPLITS:
         table.add_row(split, f"{cache.counts[split]} clips")
@@ -76,9 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         started = time.monotonic()
+        check_early(options)
         config = config_from(options)
         if options.check is not None:
+            from pipelines.sources.check import check
+
             return check(config.data, None if options.check == Path() else options.check)
+        from rich.console import Console
+
+        from pipelines.clips.ingest import ingest, look_ahead
+
         index = look_ahead(config.data)
         start_ray(dashboard=False, code=config.code)
         if index is None:

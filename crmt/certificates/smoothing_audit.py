@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import log
 
 import torch
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from crmt.attacks.balls import Ball
@@ -159,4 +158,6 @@ def violations_allowed(clips: int, alpha: float, level: float = 0.999) -> int:
         clips: ALL that were smoothed. α bounds wrong certificates among all clips, not among those certified: many
             clips near p_A = 1/2 give few certificates, and those are wrong more often than α.
     """
+    from scipy.stats import binom  # slow to import, and needed by few
+
     return int(binom.ppf(level, clips, min(1.0, 2 * alpha)))

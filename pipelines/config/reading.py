@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from crmt.errors import BadInputError
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "tune_configs"
 
 _FLOAT = re.compile(
     r"""^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -48,4 +53,43 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML, or names a key of a mapping twice.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe loader
+    return yaml.load(text, Loader=_Loader)  # a safe loader
+
+
+def read_file(path: Path) -> Any:
+    """The plain values of a configuration file; an empty one has none.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        BadInputError: missing, not text, or not YAML.
+    """
+    try:
+        return read_yaml(path.read_text()) or {}
+    except FileNotFoundError:
+        valid = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
+        raise BadInputError(f"no configuration {path}. Data sets with one: {', '.join(valid)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise BadInputError(f"{path} cannot be read: {reason}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that no calendar has
+        raise BadInputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_override(item: str) -> tuple[str, Any]:
+    """`train.lr=1e-3` as a path and a value.
+
+    Args:
+        item: as `--set` was given.
+
+    Raises:
+        BadInputError: no `=` in it, or a value that is not YAML.
+    """
+    path, separator, text = item.partition("=")
+    if not separator:
+        raise BadInputError(f"--set {item!r}: write it as path=value, for example --set train.lr=0.05")
+    try:
+        return path.strip(), read_yaml(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: a day that no calendar has
+        raise BadInputError(f"--set {item!r}: the value is not valid YAML") from None

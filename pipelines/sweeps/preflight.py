@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -212,6 +211,8 @@ def _check_names(config: RunConfig, modalities: list[str]) -> None:
 
 def with_gpus(config: RunConfig) -> RunConfig:
     """The configuration with `sweep.gpus_per_worker` as a number. Needs a running Ray."""
+    import ray
+
     if config.sweep.gpus_per_worker is not None:
         return config
     gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
@@ -239,6 +240,8 @@ def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
     Args:
         mode: how batches reach the trials, once that is known; default: as `data.mode` says.
     """
+    import ray
+
     needs = needs_of(config, mode or config.data.mode)
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     fitting = sum(_workers_on(node, needs) for node in nodes) // config.sweep.workers

@@ -19,7 +19,6 @@ from pipelines.config.run_config import RunConfig
 from pipelines.infra.cluster import start_ray
 from pipelines.runs.run_folder import TrialInput, check_free, open_run
 from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
-from pipelines.sweeps.search import check_search
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,13 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
         CRMTError: too many clips failed, or no cluster answers.
     """
     check_settings(config, request.model)
-    if request.tunes:
-        check_search(config)
     if request.resume is None:
         check_free(request.folder)
     index = look_ahead(config.data)
+    if request.tunes:
+        from pipelines.sweeps.search import check_search  # imports Tune: all else is refused without it
+
+        check_search(config)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
     config = with_gpus(config)
     plan = plan_sweep(config)
