@@ -13,6 +13,7 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines.config.reading import CONFIG_DIR, read_file, read_override
 from pipelines.infra.code import names_code, put_on_path
 from pipelines.infra.entry import INTERRUPTED
+from pipelines.infra.files import check_place
 
 if TYPE_CHECKING:  # imports torch, which neither --help nor a file that is not there should wait for
     from pipelines.config.run_config import RunConfig
@@ -55,6 +56,7 @@ def check_early(options: argparse.Namespace) -> None:
 
     if getattr(options, "resume", None) is not None:
         return
+    check_place(getattr(options, "out", None))
     if options.dataset is None and options.config is None:
         raise BadInputError(f"give --dataset: one of {', '.join(sources.names())}")
     if options.dataset is not None:

@@ -29,13 +29,8 @@ SYNONYMS = {
     "n_mels": "mels",
     "sr": "sample_rate",
     "lr_scheduler": "schedule",
-    "crmt": "crmt_jt",
-    "joint": "jt",
-    "orthogonal": "ojt",
-    "gradient_blending": "gb",
-    "ogm": "ogm_ge",
 }
-"""What people also call a field or a method."""
+"""What people also call a field."""
 _FIRST = ("train.", "data.", "model.", "select.", "attack.", "certify.", "sweep.")
 """Of fields with one name, the one of training is meant."""
 

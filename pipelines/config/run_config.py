@@ -29,7 +29,14 @@ from pipelines.config.trial_schema import (
 )
 
 SHORTHANDS = ("choice", "grid", "uniform", "loguniform", "int")
-_SEARCHED = ("train.", "model.")  # not how trials are compared: a search would make its own task easy
+_SEARCHED = ("train.", "model.")
+_NOT_SEARCHED = {
+    "data": "clips are decoded once, and alike for all trials",
+    "sweep": "it says how trials are run, which is the same for all",
+    "code": "every worker gets the same folders",
+    "search": "it is the search itself",
+} | dict.fromkeys(("select", "attack", "certify"), "trials are compared by it: a search would make its task easy")
+"""Why not, by section."""
 
 
 class RunConfig(Section):
@@ -168,6 +175,12 @@ def check_space(config: RunConfig, path: str, space: dict[str, Any]) -> None:
     """Refuse a search entry with an unknown path, an unknown kind or values that the field does not admit."""
     paths = field_paths()
     if not _is_known(path, paths) or not path.startswith(_SEARCHED):
+        section = path.partition(".")[0]
+        if section in _NOT_SEARCHED and (_is_known(path, paths) or path == section):
+            raise ValueError(
+                f"search: {path!r} is not a field that can be searched: {_NOT_SEARCHED[section]}. Set it with "
+                f"--set {path}=VALUE, and search fields of train and model"
+            )
         searchable = [p for p in paths if p.startswith(_SEARCHED)]
         raise ValueError(f"search: {path!r} is not a field that can be searched.{nearest(path, searchable)}")
     if len(space) != 1 or next(iter(space)) not in SHORTHANDS:

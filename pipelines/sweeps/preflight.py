@@ -23,6 +23,7 @@ from pipelines.clips.batches import STREAM_WORKER_CPUS
 from pipelines.clips.kinds import check_modalities, kinds_of
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import RunConfig, value_at, with_values
+from pipelines.sweeps.clip_checks import check_search_matters
 from pipelines.sweeps.encoder_checks import check_certified, check_encoder
 from pipelines.trials.measure import attack_plan
 
@@ -142,8 +143,11 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
     for encoders in _values_of(config, "model.encoders"):
         check_modalities(list(encoders), kinds_of(config.data))
         _check_names(config, list(encoders))
-    _check_encoders(config, build=trained is None)
     _check_workers(config, training=trained is None)
+    if trained is None:
+        check_search_matters(config, methods_of(config))
+        _check_rungs(config)
+    _check_encoders(config, build=trained is None)
 
 
 def _check_encoders(config: RunConfig, build: bool) -> None:
@@ -190,6 +194,16 @@ def _check_workers(config: RunConfig, training: bool) -> None:
     for path, count in samples.items():
         if count and count < workers:
             raise BadInputError(f"{path} ({count}) must not be below sweep.workers ({workers}): each takes a share")
+
+
+def _check_rungs(config: RunConfig) -> None:
+    """Refuse an ASHA that could never stop a trial."""
+    sweep, epochs = config.sweep, max(_values_of(config, "train.epochs"))
+    if config.search and sweep.scheduler == "asha" and sweep.grace_epochs > epochs:
+        raise BadInputError(
+            f"sweep.grace_epochs ({sweep.grace_epochs}) is above train.epochs ({epochs:g}), so ASHA stops no trial: "
+            "lower it, or give sweep.scheduler=none"
+        )
 
 
 def _check_method(config: RunConfig, name: str, head: str) -> None:

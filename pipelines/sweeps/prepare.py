@@ -18,6 +18,7 @@ from pipelines.clips.prepare import ClipSource, prepare
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.cluster import start_ray
 from pipelines.runs.run_folder import TrialInput, check_free, open_run
+from pipelines.sweeps.clip_checks import check_clips
 from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
 
 
@@ -82,6 +83,8 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console) -> Pre
     if request.resume is None:
         check_free(request.folder)
     index = look_ahead(config.data)
+    if index is not None and request.model is None and request.resume is None:
+        check_clips(config, index, choosing=request.tunes)
     if request.tunes:
         from pipelines.sweeps.search import check_search  # imports Tune: all else is refused without it
 
