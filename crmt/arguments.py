@@ -1,4 +1,7 @@
-"""Checks of what callers pass: the wrong type is one line that says what to give, not a traceback from inside."""
+"""Checks of what callers pass: the wrong type is one line that says what to give, not a traceback from inside.
+
+torch is imported where a tensor is looked for: names are checked, and refused, without it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor, nn
 
 from crmt.errors import BadInputError
 
@@ -66,6 +67,8 @@ def check_names(name: str, value: object) -> tuple[str, ...]:
     """
     if isinstance(value, str):
         raise BadInputError(f"{name} is {value!r}: give a list of names, [{value!r}]")
+    from torch import Tensor
+
     names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, Tensor) else None
     if names is None or not all(isinstance(n, str) for n in names):
         raise BadInputError(f"{name} is {shown(value)}: give a list of modalities' names")
@@ -78,6 +81,8 @@ def check_tensors(**given: object) -> None:
     Raises:
         BadInputError: as `check_kind`.
     """
+    from torch import Tensor
+
     for name, value in given.items():
         hint = f" (did you mean its .{name}?)" if hasattr(value, name) else ""
         check_kind(name, value, Tensor, f"a tensor{hint}")
@@ -89,6 +94,8 @@ def check_model(model: object) -> None:
     Raises:
         BadInputError: as `check_kind`.
     """
+    from torch import nn
+
     # no isinstance: what attacks take for a model, such as the stand-in for a smoothed one, has this in common
     if not isinstance(model, nn.Module) or not isinstance(getattr(model, "modalities", None), Mapping):
         raise BadInputError(
@@ -107,6 +114,8 @@ def check_batches(batches: object) -> None:
         raise BadInputError("batches is a function: give the batches themselves, such as batches(1)")
     if hasattr(batches, "inputs"):
         raise BadInputError("batches is one batch: give a list, [batch]")
+    from torch import Tensor
+
     if not isinstance(batches, Iterable) or isinstance(batches, (str, Mapping, Tensor)):
         raise BadInputError(f"batches is {shown(batches)}: give a list or generator of crmt.Batch(inputs, labels)")
 

@@ -90,6 +90,8 @@ class Door:
     """The name in each of those files that holds the part: "METHOD"."""
     shared: tuple[str, ...] = ()
     """Files of the package that hold no part; those that begin with an underscore never do."""
+    also: tuple[tuple[str, str], ...] = ()
+    """What people also call a part of ours, and its name."""
 
     def names(self) -> list[str]:
         """The names of our parts, sorted."""
@@ -104,7 +106,8 @@ class Door:
         """
         valid = self.names()
         if not is_path(name) and name not in valid:
-            near = get_close_matches(name, valid, n=1, cutoff=0.4)
+            meant = dict(self.also).get(name.lower())
+            near = [meant] if meant else get_close_matches(name, valid, n=1, cutoff=0.4)
             hint = f". Did you mean {near[0]!r}?" if near else ""
             kind = self.what.split(" ", 1)[-1]
             raise BadInputError(f"no {kind} {name!r}. Valid: {', '.join(valid)}, or package.module:Name{hint}")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from crmt.arguments import check_batches, check_factory
@@ -41,6 +40,8 @@ class Share(NamedTuple):
         """The share of `successes` among `n` clips."""
         if n == 0:
             return Share(None, None, None, 0)
+        from scipy.stats import binomtest  # slow to import: not before there are clips
+
         interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
         return Share(successes / n, float(interval.low), float(interval.high), n)
 

@@ -6,13 +6,17 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crmt.doors import is_path
 from crmt.errors import BadInputError, CRMTError
-from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, parse, parse_overrides, with_values
+from pipelines.config.reading import CONFIG_DIR, read_file, read_override
 from pipelines.infra.code import names_code, put_on_path
 from pipelines.infra.entry import INTERRUPTED
+from pipelines.infra.files import check_place
+
+if TYPE_CHECKING:  # imports torch, which neither --help nor a file that is not there should wait for
+    from pipelines.config.run_config import RunConfig
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,36 @@ def add_code_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_early(options: argparse.Namespace) -> None:
+    """Refuse what can be told without torch: an unknown data set, a file that is not there or is not YAML, and --set.
+
+    Raises:
+        BadInputError: see above.
+    """
+    from pipelines import sources
+
+    if getattr(options, "resume", None) is not None:
+        return
+    check_place(getattr(options, "out", None))
+    if options.dataset is None and options.config is None:
+        raise BadInputError(f"give --dataset: one of {', '.join(sources.names())}")
+    if options.dataset is not None:
+        sources.check_name(options.dataset)
+        if options.config is None and is_path(options.dataset):
+            raise BadInputError(f"--dataset {options.dataset} needs --config FILE: tune_configs/ has none for it")
+    for folder in options.code:
+        if not folder.is_dir():
+            raise BadInputError(f"there is no folder {folder} to import code from: name it with --with DIR")
+    read_file(_file_of(options))
+    for item in options.set:
+        read_override(item)
+
+
+def _file_of(options: argparse.Namespace) -> Path:
+    """The configuration file that is meant."""
+    return Path(options.config or CONFIG_DIR / f"{options.dataset}.yaml")
+
+
 def config_from(options: argparse.Namespace) -> RunConfig:
     """The configuration that `add_config_arguments` names.
 
@@ -49,14 +83,12 @@ def config_from(options: argparse.Namespace) -> RunConfig:
         BadInputError: no data set given, an unknown one, or a configuration that is not valid.
     """
     from pipelines import sources
+    from pipelines.config.run_config import load_config, with_values
 
-    if options.dataset is None and options.config is None:
-        raise BadInputError(f"give --dataset: one of {', '.join(sources.names())}")
+    check_early(options)
     if options.dataset is not None:
         sources.find(options.dataset)
-        if options.config is None and is_path(options.dataset):
-            raise BadInputError(f"--dataset {options.dataset} needs --config FILE: tune_configs/ has none for it")
-    file = options.config or CONFIG_DIR / f"{options.dataset}.yaml"
+    file = _file_of(options)
     config = load_config(file, options.set)
     values: dict[str, object] = {}
     if options.dataset is not None:
@@ -76,6 +108,8 @@ def importing(config: RunConfig, folders: Sequence[Path] = ()) -> RunConfig:
     Raises:
         BadInputError: no such folder.
     """
+    from pipelines.config.run_config import with_values
+
     if folders:
         config = with_values(config, {"code": [str(folder.resolve()) for folder in folders]})
     put_on_path(config.code)
@@ -88,6 +122,8 @@ def config_from_card(card: dict[str, Any], overrides: list[str], root: Path | No
     Raises:
         BadInputError: a card without one, or an override that is not valid.
     """
+    from pipelines.config.run_config import parse, parse_overrides, with_values
+
     config = parse(card.get("config"), "the model's card")
     here: dict[str, Any] = {
         "sweep.gpus_per_worker": None,

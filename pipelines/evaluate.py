@@ -14,12 +14,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from crmt.checkpoint import read_model_card
 from crmt.errors import BadInputError
 from pipelines.command import add_code_argument, config_from_card, importing, run_command
-from pipelines.config.run_config import parse_overrides, with_values
-from pipelines.runs.run_folder import read_card
-from pipelines.sweeps.single import load_saved, run_evaluation
 
 MEASURING = ("train.seed", "train.tau_samples")
 """The settings of `train` that matter to an evaluation."""
@@ -27,6 +23,8 @@ MEASURING = ("train.seed", "train.tau_samples")
 
 def _check_overrides(overrides: list[str]) -> None:
     """Refuse overrides of how the model was trained: its rows would describe a training that never happened."""
+    from pipelines.config.run_config import parse_overrides
+
     for path in parse_overrides(overrides):
         if path.startswith(("train.", "model.")) and path not in MEASURING:
             raise BadInputError(f"{path} says how the model was trained: evaluate.py cannot change it")
@@ -57,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BadInputError("--resume goes on with the settings that it began with: leave the other options out")
         if options.code and not options.trust_code:
             raise BadInputError("--with names code to import: add --trust-code where you trust it")
+        from crmt.checkpoint import read_model_card
+        from pipelines.config.run_config import with_values
+        from pipelines.runs.run_folder import read_card
+        from pipelines.sweeps.single import load_saved, run_evaluation
+
         if options.resume:
             config = read_card(options.resume)[1]
         else:

@@ -15,30 +15,26 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from pipelines import sources
-from pipelines.clips.cache import (
-    ClipCache,
-)
-from pipelines.clips.ingest import (
-    by_reason,
-    decoded_before,
-    ingest,
-    look_ahead,
-)
-from pipelines.clips.kinds import kinds_of
-from pipelines.clips.loudness import far_apart, in_words
-from pipelines.command import add_config_arguments, config_from, run_command
-from pipelines.config.run_config import RunConfig
+from pipelines.command import add_config_arguments, check_early, config_from, run_command
 from pipelines.infra.cluster import start_ray
-from pipelines.sources.check import check
-from pipelines.sources.index import SPLITS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipelines.clips.cache import ClipCache
+    from pipelines.config.run_config import RunConfig
 
 
 def _summary(cache: ClipCache, seconds: float) -> Table:
+    from rich.table import Table
+
+    from pipelines.clips.ingest import by_reason
+    from pipelines.clips.loudness import in_words
+    from pipelines.sources.index import SPLITS
+
     table = Table("", "", show_header=False, title=f"{cache.name}: {sum(cache.counts.values())} clips decoded")
     for split in SPLITS:
         table.add_row(split, f"{cache.counts[split]} clips")
@@ -60,6 +56,10 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
 
 def _print_loudness(config: RunConfig) -> None:
     """For `--check`: what a finished cache knows of it; the clips themselves are not opened."""
+    from pipelines.clips.ingest import decoded_before
+    from pipelines.clips.kinds import kinds_of
+    from pipelines.clips.loudness import far_apart, in_words
+
     kinds = kinds_of(config.data)
     if not any(kind.sound for name, kind in kinds.items() if name in config.model.encoders):
         return
@@ -97,12 +97,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         started = time.monotonic()
+        check_early(options)
         config = config_from(options)
         if options.check is not None:
+            from pipelines.sources.check import check
+
             code = check(config.data, None if options.check == Path() else options.check)
             if code == 0:
                 _print_loudness(config)
             return code
+        from rich.console import Console
+
+        from pipelines.clips.ingest import ingest, look_ahead
+        from pipelines.clips.loudness import far_apart
+
         index = look_ahead(config.data, config.model.encoders)
         start_ray(dashboard=False, code=config.code)
         if index is None:

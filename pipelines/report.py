@@ -17,14 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from crmt.errors import BadInputError, CRMTError
-from pipelines.reporting.build import build_report
-from pipelines.reporting.data import summary
-from pipelines.reporting.summary import print_summary
-
-__all__ = ["build_report", "main", "print_summary", "summary"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pipelines/report.py", description="Draw the report of a run (again).")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run, as printed at its end")
     arguments = parser.parse_args(argv)
+    from rich.console import Console
+
+    from pipelines.reporting.build import build_report
+    from pipelines.reporting.summary import print_summary
+
     try:
         build_report(arguments.run)
         print_summary(arguments.run, Console())

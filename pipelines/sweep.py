@@ -15,10 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_config_arguments, config_from, importing, run_command
-from pipelines.config.run_config import with_values
-from pipelines.runs.run_folder import latest_run, read_card
-from pipelines.sweeps.run import run_sweep
+from pipelines.command import add_config_arguments, check_early, config_from, importing, run_command
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -42,10 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments().parse_args(argv)
 
     def body() -> int:
+        check_early(options)
+        from pipelines.config.run_config import with_values
+
         if options.resume is not None:
             others = ("dataset", "config", "set", "data_root", "out", "trials", "workers")
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
+            from pipelines.runs.run_folder import latest_run, read_card
+            from pipelines.sweeps.run import run_sweep
+
             run = latest_run() if options.resume == "latest" else Path(options.resume).resolve()
             return run_sweep(importing(read_card(run)[1], options.code), None, run, options.dry_run, options.address)
         config = config_from(options)
@@ -53,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BadInputError(f"--trials: sweep.algorithm is {config.sweep.algorithm}, which says itself how many")
         changes = {"sweep.trials": options.trials, "sweep.workers": options.workers}
         config = with_values(config, {k: v for k, v in changes.items() if v is not None})
+        from pipelines.sweeps.run import run_sweep
+
         return run_sweep(config, options.out, None, options.dry_run, options.address)
 
     return run_command(body, "A sweep that had begun goes on with: python pipelines/sweep.py --resume")

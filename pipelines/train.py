@@ -15,10 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_config_arguments, config_from, importing, run_command
-from pipelines.config.run_config import with_values
-from pipelines.runs.run_folder import read_card
-from pipelines.sweeps.single import run_training
+from pipelines.command import add_config_arguments, check_early, config_from, importing, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,16 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def body() -> int:
+        check_early(options)
+        from pipelines.config.run_config import with_values
+
         if options.resume is not None:
             others = ("dataset", "config", "set", "data_root", "out", "workers")
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
+            from pipelines.runs.run_folder import read_card
+            from pipelines.sweeps.single import run_training
+
             run = options.resume.resolve()
             run_training(importing(read_card(run)[1], options.code), None, run, options.address)
             return 0
         config = config_from(options)
         if options.workers is not None:
             config = with_values(config, {"sweep.workers": options.workers})
+        from pipelines.sweeps.single import run_training
+
         run_training(config.without_search(), options.out, None, options.address)
         return 0
 

@@ -12,7 +12,6 @@ from hashlib import sha256
 from math import floor, isclose, isfinite, log2
 
 import torch
-from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
 from crmt.arguments import check_batches, check_kind, check_model, check_number, check_whole, shown
@@ -121,11 +120,15 @@ def probability_bound(count: int, n: int, alpha: float) -> float:
         n: trials.
         alpha: the probability that the bound is above the truth.
     """
+    from scipy.special import betaincinv
+
     return 0.0 if count == 0 else float(betaincinv(count, n - count + 1, alpha))
 
 
 def radius_of(p_lower: float) -> float:
     """R = Φ⁻¹(p_lower) in units of σ, and 0 where p_lower ≤ 1/2 (Cohen, Rosenfeld & Kolter, ICML 2019, Theorem 1)."""
+    from scipy.special import ndtri
+
     return float(ndtri(p_lower)) if p_lower > 0.5 else 0.0
 
 

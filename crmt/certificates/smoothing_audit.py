@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import log
 
 import torch
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from crmt.attacks.balls import Ball
@@ -180,4 +179,6 @@ def violations_allowed(clips: int, alpha: float, level: float = 0.999) -> int:
         alpha: the probability, per clip, that a certificate is wrong.
         level: the probability with which chance gives no more violations than that.
     """
+    from scipy.stats import binom  # slow to import, and needed by few
+
     return int(binom.ppf(level, clips, min(1.0, 2 * alpha)))

@@ -20,7 +20,20 @@ from crmt.methods.base import Epoch, LossTerms, Method, Step
 
 __all__ = ["Epoch", "LossTerms", "Method", "Step", "create", "method_class", "method_names", "parameters_of_all"]
 
-DOOR = Door("a training method", "crmt.methods", "METHOD", shared=("base",))
+_ALSO = (
+    ("crmt", "crmt_jt"),
+    ("joint", "jt"),
+    ("joint_training", "jt"),
+    ("erm", "jt"),
+    ("orthogonal", "ojt"),
+    ("gradient_blending", "gb"),
+    ("g_blend", "gb"),
+    ("ogm", "ogm_ge"),
+    ("adversarial", "mmat"),
+    ("at", "mmat"),
+)
+"""What people also call a method."""
+DOOR = Door("a training method", "crmt.methods", "METHOD", shared=("base",), also=_ALSO)
 
 
 def method_names() -> list[str]:

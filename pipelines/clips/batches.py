@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 
 from crmt.errors import BadInputError
@@ -91,6 +90,8 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
     metas = {m: cache.modalities[m] for m in names}
     masks = [present_column(m) for m in names]
     columns = [*_READ_COLUMNS, "split", *names]
+    import ray.data
+
     dataset = ray.data.read_parquet(list(cache.parts), filesystem=cache.folder.filesystem, columns=columns)
     decoded = dataset.map_batches(partial(_decode_with_split, metas=metas), batch_format="pyarrow")
     batches = cast(Iterator[dict[str, np.ndarray]], iter(decoded.iter_batches(batch_size=None, batch_format="numpy")))
@@ -264,6 +265,8 @@ class StreamClips:
     ) -> Iterator[dict[str, np.ndarray]]:
         if len(parts) == 0:
             return
+        import ray.data
+
         dataset = ray.data.read_parquet(
             [self.index.paths[p] for p in parts],
             filesystem=self.index.folder.filesystem,

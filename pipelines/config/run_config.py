@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from crmt.certificates import Certificate
@@ -17,6 +14,8 @@ from crmt.certificates import create as create_certificate
 from crmt.doors import is_path, split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import Method, create, method_class
+from pipelines.config.hints import nearest
+from pipelines.config.reading import read_file, read_override
 from pipelines.config.schema import DataConfig, Section
 from pipelines.config.trial_schema import (
     CERTIFICATE_SECTIONS,
@@ -29,9 +28,15 @@ from pipelines.config.trial_schema import (
     TrainConfig,
 )
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "tune_configs"
 SHORTHANDS = ("choice", "grid", "uniform", "loguniform", "int")
-_SEARCHED = ("train.", "model.")  # not how trials are compared: a search would make its own task easy
+_SEARCHED = ("train.", "model.")
+_NOT_SEARCHED = {
+    "data": "clips are decoded once, and alike for all trials",
+    "sweep": "it says how trials are run, which is the same for all",
+    "code": "every worker gets the same folders",
+    "search": "it is the search itself",
+} | dict.fromkeys(("select", "attack", "certify"), "trials are compared by it: a search would make its task easy")
+"""Why not, by section."""
 
 
 class RunConfig(Section):
@@ -159,14 +164,6 @@ def field_paths(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[
     return paths
 
 
-def nearest(name: str, valid: list[str]) -> str:
-    """` Did you mean ...?` for a name that is not in `valid`."""
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-    tail = [v for v in valid if v.rpartition(".")[2] == name.rpartition(".")[2]]
-    best = tail[:1] or close
-    return f" Did you mean {best[0]!r}?" if best else f" Valid: {', '.join(valid)}."
-
-
 def _is_known(path: str, paths: dict[str, Any]) -> bool:
     parent = path.rpartition(".")[0]
     return path in paths or (parent in paths and _is_mapping(paths[parent]))
@@ -183,6 +180,12 @@ def check_space(config: RunConfig, path: str, space: dict[str, Any]) -> None:
     """Refuse a search entry with an unknown path, an unknown kind or values that the field does not admit."""
     paths = field_paths()
     if not _is_known(path, paths) or not path.startswith(_SEARCHED):
+        section = path.partition(".")[0]
+        if section in _NOT_SEARCHED and (_is_known(path, paths) or path == section):
+            raise ValueError(
+                f"search: {path!r} is not a field that can be searched: {_NOT_SEARCHED[section]}. Set it with "
+                f"--set {path}=VALUE, and search fields of train and model"
+            )
         searchable = [p for p in paths if p.startswith(_SEARCHED)]
         raise ValueError(f"search: {path!r} is not a field that can be searched.{nearest(path, searchable)}")
     if len(space) != 1 or next(iter(space)) not in SHORTHANDS:
@@ -266,34 +269,11 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         BadInputError: missing or malformed file, unknown field, value out of range.
     """
-    try:
-        raw = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError:
-        valid = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
-        raise BadInputError(f"no configuration {path}. Data sets with one: {', '.join(valid)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise BadInputError(f"{path} cannot be read: {reason}") from None
-    except yaml.YAMLError as error:
-        raise BadInputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    config, values = parse(raw, str(path)), parse_overrides(overrides or [])
+    config, values = parse(read_file(path), str(path)), parse_overrides(overrides or [])
     config = config.model_copy(update={"code": [str((path.parent / folder).resolve()) for folder in config.code]})
     return with_values(config.fixing(values), values)
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     """The values of `--set`: `["train.lr=0.1"]` to `{"train.lr": 0.1}`."""
-    values: dict[str, Any] = {}
-    for item in overrides:
-        path, separator, text = item.partition("=")
-        if not separator:
-            raise BadInputError(f"--set {item!r}: write it as path=value, for example --set train.lr=0.05")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise BadInputError(f"--set {item!r}: the value is not valid YAML") from None
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            with contextlib.suppress(ValueError):
-                value = float(value)
-        values[path.strip()] = value
-    return values
+    return dict(read_override(item) for item in overrides)

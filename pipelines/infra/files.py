@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from crmt.errors import BadInputError
+
+_URI = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+"""pathlib makes one slash of two."""
+_OF_THE_SYSTEM = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))
 
 
 @contextmanager
@@ -44,3 +51,26 @@ def write_atomically(path: Path, data: str | bytes, durable: bool = False) -> No
     """
     with atomic_file(path, durable) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def check_place(folder: Path | None) -> None:
+    """Refuse what `--out` cannot be: runs lie in a folder of a disk.
+
+    Args:
+        folder: as it was given; None: the default.
+
+    Raises:
+        BadInputError: a URI, a folder of the system's own, or a file.
+    """
+    if folder is None:
+        return
+    if _URI.match(str(folder)):
+        raise BadInputError(
+            f"--out {folder}: a run lies in a folder here or on a mounted disk: give its path (decoded clips "
+            "alone may lie elsewhere, with data.cache)"
+        )
+    where = folder.resolve()
+    if any(where.is_relative_to(own) for own in _OF_THE_SYSTEM):
+        raise BadInputError(f"--out {folder}: no run can lie in {where.parts[0]}{where.parts[1]}: name another folder")
+    if where.is_file():
+        raise BadInputError(f"{where} is a file, so not empty as the folder of a run must be: name a folder with --out")

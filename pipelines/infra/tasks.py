@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.data
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -42,6 +40,8 @@ def run_pieces(
     results: dict[int, dict[str, Any]] = {}
     if not pieces:
         return []
+    import ray.data
+
     items = [{"piece": i, "task": json.dumps(piece.task)} for i, piece in enumerate(pieces)]
     with _quiet_ray_data(), _progress(label, sum(p.clips for p in pieces), progress) as advance:
         tasks = ray.data.from_items(items, override_num_blocks=len(items))
@@ -90,6 +90,8 @@ def _call(row: dict[str, Any], work: Callable[[dict[str, Any]], dict[str, Any]])
 @contextlib.contextmanager
 def _quiet_ray_data() -> Iterator[None]:
     """Ray Data's own bars and start-up lines stand aside for ours."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
     bars, level = context.enable_progress_bars, logger.level

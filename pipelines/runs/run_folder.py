@@ -21,7 +21,7 @@ from crmt.errors import BadInputError
 from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
-from pipelines.infra.files import write_atomically
+from pipelines.infra.files import check_place, write_atomically
 from pipelines.runs.lock import hold_run
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.words import words_of
@@ -44,6 +44,7 @@ def check_free(folder: Path | None) -> None:
     Raises:
         BadInputError: it holds something already, or cannot be made.
     """
+    check_place(folder)
     where = (folder or RUNS).resolve()
     if folder is not None and where.exists() and (not where.is_dir() or any(where.iterdir())):
         raise BadInputError(f"{where} exists and is not empty: go on with --resume {where}, or name another folder")

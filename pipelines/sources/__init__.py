@@ -8,18 +8,44 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from crmt.doors import Door, is_path
 from crmt.errors import BadInputError
-from pipelines.config.run_config import nearest
-from pipelines.config.schema import DataConfig
-from pipelines.sources.base import Source
-from pipelines.sources.index import ClipIndex, check_column, with_validation
+from pipelines.config.hints import nearest
 from pipelines.sources.text import alike, one_text
+
+if TYPE_CHECKING:
+    from pipelines.config.schema import DataConfig
+    from pipelines.sources.base import Source
+    from pipelines.sources.index import ClipIndex
 
 __all__ = ["ClipIndex", "Source", "alike", "find", "load", "names"]
 
 _DOOR = Door("a data set", "pipelines.sources", "SOURCE", ("base", "check", "files", "index", "lists", "text"))
+
+
+def __getattr__(name: str) -> Any:
+    """`Source` and `ClipIndex` when they are asked for: the names of data sets need no pandas."""
+    if name == "Source":
+        from pipelines.sources.base import Source
+
+        return Source
+    if name == "ClipIndex":
+        from pipelines.sources.index import ClipIndex
+
+        return ClipIndex
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is none of ours; what a path names is not imported.
+
+    Raises:
+        BadInputError: no such data set, with the nearest valid name.
+    """
+    if not is_path(name) and name not in names():
+        raise BadInputError(f"unknown data set {name!r}.{nearest(name, names())}")
 
 
 def names() -> list[str]:
@@ -36,8 +62,9 @@ def find(name: str) -> Source:
     Raises:
         BadInputError: no such data set, with the nearest valid name, or a part that cannot load clips.
     """
-    if not is_path(name) and name not in names():
-        raise BadInputError(f"unknown data set {name!r}.{nearest(name, names())}")
+    from pipelines.sources.base import Source
+
+    check_name(name)
     part = _DOOR.find(name)
     if isinstance(part, Source):
         return part
@@ -70,6 +97,8 @@ def load(data: DataConfig, or_decoded: bool = False) -> ClipIndex:
     Raises:
         BadInputError: unknown data set, lists that are missing or malformed, or no clip that they name is there.
     """
+    from pipelines.sources.index import check_column, with_validation
+
     source = find(data.dataset)
     _check_fields(source, data)
     index = source.load(data)
@@ -99,6 +128,8 @@ def _check_fields(source: Source, data: DataConfig) -> None:
 
 def _check_foreign(index: object, path: str) -> None:
     """Refuse what is no list of clips, or has a name that no folder can have."""
+    from pipelines.sources.index import ClipIndex
+
     if not isinstance(index, ClipIndex):
         raise BadInputError(f"{path}: load gave {type(index).__name__}, not a pipelines.sources.ClipIndex")
     if not re.fullmatch(r"\w[\w.-]*", index.name):

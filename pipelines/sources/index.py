@@ -95,6 +95,8 @@ class ClipIndex:
     classes: tuple[str, ...]
     clips: pd.DataFrame
     listing: Listing = field(default_factory=Listing)
+    carved: bool = False
+    """Whether validation was carved from train, and not listed."""
 
     def __post_init__(self) -> None:
         more = [column for column in self.clips if column not in COLUMNS]
@@ -225,4 +227,4 @@ def with_validation(index: ClipIndex, share: float, seed: int) -> ClipIndex:
             "group (source video) only. Add clips, or rows whose split is `validation`"
         )
     to_move = (clips["split"] == "train") & clips["group"].isin(moved)
-    return replace(index, clips=clips.assign(split=clips["split"].mask(to_move, "validation")))
+    return replace(index, clips=clips.assign(split=clips["split"].mask(to_move, "validation")), carved=True)

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.config.run_config import nearest
+from pipelines.config.hints import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.sources.base import Source
 from pipelines.sources.files import by_key, stem

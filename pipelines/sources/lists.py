@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from crmt.errors import BadInputError
-from pipelines.config.run_config import nearest
+from pipelines.config.hints import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.sources.files import CONTAINERS, check_names, clip_files, one_group_a_file
 from pipelines.sources.index import LEFT_OUT, SPLITS, ClipIndex, Listing, without_overlap

@@ -24,8 +24,8 @@ import pandas as pd
 import pyarrow
 
 from crmt.errors import BadInputError
+from pipelines.config.hints import nearest
 from pipelines.config.modality import PATH
-from pipelines.config.run_config import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.sources.base import Source
 from pipelines.sources.files import check_names, missing_by_column, on_disk, one_group_a_file

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +23,7 @@ from pipelines.clips.batches import STREAM_WORKER_CPUS
 from pipelines.clips.kinds import check_modalities, kinds_of
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import RunConfig, value_at, with_values
+from pipelines.sweeps.clip_checks import check_search_matters
 from pipelines.sweeps.encoder_checks import check_certified, check_encoder
 from pipelines.trials.measure import attack_plan
 
@@ -143,8 +143,11 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
     for encoders in _values_of(config, "model.encoders"):
         check_modalities(list(encoders), kinds_of(config.data))
         _check_names(config, list(encoders))
-    _check_encoders(config, build=trained is None)
     _check_workers(config, training=trained is None)
+    if trained is None:
+        check_search_matters(config, methods_of(config))
+        _check_rungs(config)
+    _check_encoders(config, build=trained is None)
 
 
 def _check_encoders(config: RunConfig, build: bool) -> None:
@@ -193,6 +196,16 @@ def _check_workers(config: RunConfig, training: bool) -> None:
             raise BadInputError(f"{path} ({count}) must not be below sweep.workers ({workers}): each takes a share")
 
 
+def _check_rungs(config: RunConfig) -> None:
+    """Refuse an ASHA that could never stop a trial."""
+    sweep, epochs = config.sweep, max(_values_of(config, "train.epochs"))
+    if config.search and sweep.scheduler == "asha" and sweep.grace_epochs > epochs:
+        raise BadInputError(
+            f"sweep.grace_epochs ({sweep.grace_epochs}) is above train.epochs ({epochs:g}), so ASHA stops no trial: "
+            "lower it, or give sweep.scheduler=none"
+        )
+
+
 def _check_method(config: RunConfig, name: str, head: str) -> None:
     for certificate in config.certificates():
         certificate.check_head(HEADS[head], name)
@@ -212,6 +225,8 @@ def _check_names(config: RunConfig, modalities: list[str]) -> None:
 
 def with_gpus(config: RunConfig) -> RunConfig:
     """The configuration with `sweep.gpus_per_worker` as a number. Needs a running Ray."""
+    import ray
+
     if config.sweep.gpus_per_worker is not None:
         return config
     gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
@@ -244,6 +259,8 @@ def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
     Args:
         mode: how batches reach the trials, once that is known; default: as `data.mode` says.
     """
+    import ray
+
     needs = needs_of(config, mode or config.data.mode)
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     fitting = sum(_workers_on(node, needs) for node in nodes) // config.sweep.workers

@@ -21,8 +21,8 @@ from pipelines.infra.cluster import start_ray
 from pipelines.runs.lock import hold_run
 from pipelines.runs.run_folder import TrialInput, check_free, open_run
 from pipelines.sources.text import alike
+from pipelines.sweeps.clip_checks import check_clips
 from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
-from pipelines.sweeps.search import check_search
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,6 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
         CRMTError: too many clips failed, or no cluster answers.
     """
     check_settings(config, request.model)
-    if request.tunes:
-        check_search(config)
     if request.resume is None:
         check_free(request.folder)
     elif not request.dry_run:
@@ -97,6 +95,12 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
     index = look_ahead(config.data, config.model.encoders)
     for line in alike(index.classes) if index is not None else ():
         console.print(f"note: {line}", highlight=False, markup=False)
+    if index is not None and request.model is None and request.resume is None:
+        check_clips(config, index, choosing=request.tunes)
+    if request.tunes:
+        from pipelines.sweeps.search import check_search  # imports Tune: all else is refused without it
+
+        check_search(config)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
     config = with_gpus(config)
     plan = plan_sweep(config)

@@ -8,20 +8,15 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
-import optuna
 from rich.console import Console
 
 from crmt.errors import CRMTError
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.entry import INTERRUPTED
-from pipelines.reporting.build import build_report
-from pipelines.reporting.summary import print_summary
 from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
-from pipelines.sweeps.loggers import only_these_loggers
 from pipelines.sweeps.prepare import RunRequest, prepare_run
-from pipelines.sweeps.tuner import tuner_of
 
 
 def run_sweep(
@@ -41,12 +36,15 @@ def run_sweep(
         CRMTError: no trial finished.
     """
     console = Console()
-    _quieten()
     request = RunRequest("sweep", folder, resume, address, dry_run=dry_run)
     with ExitStack() as held:
         prepared = prepare_run(config, request, console, held)
         if prepared is None:
             return 0
+        from pipelines.sweeps.loggers import only_these_loggers  # what imports Tune comes after what may refuse
+        from pipelines.sweeps.tuner import tuner_of
+
+        _quieten()
         held.enter_context(watch_disk(prepared.folder, f"python pipelines/sweep.py --resume {prepared.folder}"))
         tuner = tuner_of(prepared, resume=resume is not None)
         console.print(f"results: {prepared.folder}", markup=False, soft_wrap=True)
@@ -57,6 +55,8 @@ def run_sweep(
 
 def _quieten() -> None:
     """Let the live table speak alone."""
+    import optuna
+
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is in its row, without a traceback
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -65,6 +65,9 @@ def _quieten() -> None:
 
 def _finish(run: Path, planned: int, console: Console) -> int:
     """Report and summary of what there is; 0 if a trial finished, 1 if none did, 130 if it was stopped."""
+    from pipelines.reporting.build import build_report
+    from pipelines.reporting.summary import print_summary
+
     trials = ResultsStore(run / "results").read("trials")
     report = build_report(run)
     print_summary(run, console)

@@ -16,8 +16,6 @@ from crmt.checkpoint import load_model
 from crmt.errors import BadInputError, CRMTError
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.ray_errors import first_line
-from pipelines.reporting.build import build_report
-from pipelines.reporting.summary import print_summary
 from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
@@ -142,5 +140,8 @@ def _one_trial(
 
 
 def _show(run: Path, console: Console) -> None:
-    build_report(run)
+    from pipelines.reporting import build  # draws figures: not before there is something to show
+    from pipelines.reporting.summary import print_summary
+
+    build.build_report(run)
     print_summary(run, console)

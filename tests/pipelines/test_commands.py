@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from crmt.checkpoint import sha256_of
 from pipelines import evaluate, ingest, report, sweep, train
+from pipelines.reporting import build
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import latest_run
-from pipelines.sweeps import single
 from tests.pipelines.media import bad_files
 from tests.pipelines.small import PER_SPLIT, Main, Small, one_line, write_manifest
 
@@ -233,7 +233,7 @@ def test_a_stopped_evaluation_goes_on_with_the_same_model_only(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(single, "build_report", stop)
+        patched.setattr(build, "build_report", stop)
         assert evaluate.main([model, "--out", str(run), *more]) == 130
     assert "--resume" in capsys.readouterr().err
     smoothed = ResultsStore(run / "results").read("certified_clips")

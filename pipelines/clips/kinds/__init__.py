@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from crmt.doors import Door
 from crmt.errors import BadInputError
 from pipelines.clips.kinds._base import Kind, ModalityMeta
-from pipelines.config.run_config import nearest
+from pipelines.config.hints import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.decoding.errors import DecodeError
 from pipelines.sources.index import ClipIndex, check_column

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from crmt.errors import BadInputError
-from pipelines.report import main, summary
+from pipelines.report import main
 from pipelines.reporting.build import build_report
-from pipelines.reporting.data import accuracy_from_radii, budgets_for_tables, load_run, params_text
+from pipelines.reporting.data import accuracy_from_radii, budgets_for_tables, load_run, params_text, summary
 from pipelines.reporting.sections.header import outcome
 from pipelines.reporting.summary import print_summary
 from pipelines.runs.results import TABLES, ResultsStore, open_store

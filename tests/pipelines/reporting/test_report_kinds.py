@@ -12,9 +12,8 @@ import pytest
 from rich.console import Console
 
 from crmt.methods import method_class, method_names
-from pipelines.report import summary
 from pipelines.reporting.build import build_report
-from pipelines.reporting.data import RunData, load_run
+from pipelines.reporting.data import RunData, load_run, summary
 from pipelines.reporting.names import OURS, SYMBOLS, in_order, names_of
 from pipelines.reporting.sections.audit import refuted
 from pipelines.reporting.sections.step2 import harmful
