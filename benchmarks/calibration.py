@@ -19,7 +19,8 @@ import pandas as pd
 
 from crmt.errors import BadInputError
 from pipelines.command import run_command
-from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, with_values
+from pipelines.config.reading import CONFIG_DIR
+from pipelines.config.run_config import RunConfig, load_config, with_values
 from pipelines.reporting.names import names_of
 from pipelines.runs.results import ResultsStore, open_store
 from pipelines.runs.run_folder import read_card

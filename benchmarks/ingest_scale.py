@@ -35,7 +35,8 @@ from rich.table import Table
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines.command import run_command
-from pipelines.config.run_config import CONFIG_DIR, load_config
+from pipelines.config.reading import CONFIG_DIR
+from pipelines.config.run_config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -14,7 +14,8 @@ import pandas as pd
 from crmt.encoders import encoder_names
 from crmt.errors import BadInputError, CRMTError
 from crmt.methods import method_class, method_names
-from pipelines.config.run_config import CONFIG_DIR, RunConfig, load_config, with_values
+from pipelines.config.reading import CONFIG_DIR
+from pipelines.config.run_config import RunConfig, load_config, with_values
 from pipelines.config.trial_schema import METHOD_FIELDS
 
 Point = dict[str, Any]
