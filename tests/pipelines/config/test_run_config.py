@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crmt.errors import BadInputError
+from pipelines.config.reading import CONFIG_DIR
 from pipelines.config.run_config import (
-    CONFIG_DIR,
     RunConfig,
     field_paths,
     load_config,
