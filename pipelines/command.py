@@ -27,7 +27,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the clips (for manifest: the CSV) lie")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: tune_configs/<dataset>.yaml")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, e.g. train.epochs=5"
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, e.g. train.seed=1"
     )
     add_code_argument(parser)
 
