@@ -20,6 +20,7 @@ from crmt.arguments import (
     check_model,
     check_number,
     check_whole,
+    said,
 )
 from crmt.distributed import mean_over_ranks, rank
 from crmt.errors import BadInputError, CRMTError
@@ -85,7 +86,8 @@ def _check_name(kind: str, name: object, valid: tuple[str, ...]) -> None:
     if name not in valid:
         close = get_close_matches(str(name).lower(), valid, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise BadInputError(f"no {kind} {name!r}. Valid: {', '.join(valid)}.{hint}")
+        shown = repr(name) if isinstance(name, str | type) else said(name)
+        raise BadInputError(f"no {kind} {shown}. Valid: {', '.join(valid)}.{hint}")
 
 
 @dataclass(frozen=True)
