@@ -175,7 +175,7 @@ def test_a_finished_set_is_opened_and_a_half_written_one_goes_on(ray_cluster: No
     asked = s3.during(lambda: ingest(clips, data, progress=False))
     written = {r.split("?")[0].rpartition("/")[2] for r in asked if r.startswith(("PUT", "POST"))}
     shards = {f"part-0000{n}.{kind}" for n in (1, 2, 3) for kind in ("json", "parquet")}
-    assert written == shards | {"cache.json", "quarantine.csv"}
+    assert written == shards | {"cache.json", "clips.json", "quarantine.csv"}
     again = load_cache(folder)
     assert rows_of(again) == before and folder.read("cache.json") == card
 
