@@ -48,10 +48,10 @@ def check_clips(config: RunConfig, index: ClipIndex, *, choosing: bool) -> None:
     counts = index.clips["split"].value_counts()
     train, validation = int(counts.get("train", 0)), int(counts.get("validation", 0))
     entry = config.search.get("train.batch_size")
-    largest = max(next(iter(entry.values()))) if entry else config.train.batch_size
-    if largest > train:
+    smallest = min(next(iter(entry.values()))) if entry else config.train.batch_size  # else single trials fail
+    if smallest > train:
         raise BadInputError(
-            f"train.batch_size ({largest}) is larger than train, which has {train} clips: no step could be made. Give "
+            f"train.batch_size ({smallest}) is larger than train, which has {train} clips: no step could be made. Give "
             f"{train} or less"
         )
     if choosing and index.carved and validation < FEWEST:

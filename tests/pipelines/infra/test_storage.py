@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from crmt.errors import BadInputError, CRMTError
 from pipelines import ingest as ingest_module
-from pipelines import train
+from pipelines import sources, train
 from pipelines.clips import ingest as clips_ingest
 from pipelines.clips.batches import StreamClips, StreamIndex, Transform, read_table
 from pipelines.clips.cache import ClipCache, load_cache
@@ -188,7 +188,8 @@ def test_training_from_s3_with_lists_that_are_read_once(
     small: Small, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads, load = [], manifest.load
-    monkeypatch.setattr(manifest, "load", lambda data: reads.append(1) or load(data))
+    counting = sources.Source(lambda data: reads.append(1) or load(data))
+    monkeypatch.setattr(manifest, "SOURCE", counting)
     for mode in ("stream", "memory"):
         run = tmp_path / mode
         file = small.file(tmp_path / "c.json", data={"cache": s3.uri("clips/run"), "mode": mode}, train={"epochs": 1})

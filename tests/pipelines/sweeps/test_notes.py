@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ def test_labels_that_differ_in_case_alone_are_said_before_a_sweep(
 
     monkeypatch.setattr(prepare, "start_ray", no_ray)
     data = {"dataset": "manifest", "root": str(tmp_path), "cache": str(tmp_path / "cache"), "validation_share": 0.4}
-    config = parse({"data": data, "model": {"encoders": {"video": "small_resnet"}}}, "here")
+    config = parse({"data": data, "model": {"encoders": {"video": "small_resnet"}}, "train": {"batch_size": 1}}, "here")
     console = Console(file=io.StringIO(), width=200)
-    with pytest.raises(CRMTError, match="no Ray here"):
-        prepare_run(config, RunRequest("sweep", folder=tmp_path / "out"), console)
+    with ExitStack() as held, pytest.raises(CRMTError, match="no Ray here"):
+        prepare_run(config, RunRequest("train", folder=tmp_path / "out"), console, held)
     assert isinstance(console.file, io.StringIO)
     assert "note: labels 'Dog' and 'dog' differ in case alone: they are 2 classes" in console.file.getvalue()
