@@ -176,7 +176,7 @@ def test_absent_and_wrong_arrays_are_quarantined_or_kept(ray_cluster: None, fold
     wrong = {"train1": "missing", "train2": "wrong_shape", "train3": "bad_values"}
     assert quarantine("keep") == {**wrong, "train4": "absent"}
     assert quarantine("drop") == {**wrong, "train0": "absent", "train4": "absent"}
-    strict = config_of(root, tmp_path, data={"max_failure_share": 0.01})
+    strict = config_of(root, tmp_path / "fresh", data={"max_failure_share": 0.01})  # no finished set to open
     index = look_ahead(strict.data)
     assert index is not None
     with pytest.raises(CRMTError, match="1 of 22 clips of manifest have no file"):
