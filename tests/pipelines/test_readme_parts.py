@@ -46,7 +46,7 @@ def test_the_readmes_encoder_trains(small: Small, tmp_path: Path, monkeypatch: p
 
 def test_the_readmes_modality_trains(small: Small, tmp_path: Path) -> None:
     declared = yaml.safe_load(block("yaml", "kind: array"))
-    header = block("", "path,wav,lidar").splitlines()[0]
+    header = block("csv", "path,wav,lidar").splitlines()[0]
     clips = pd.read_csv(small.folder / "manifest.csv")
     ffmpeg("-f", "lavfi", "-i", "sine=frequency=700:sample_rate=8000:duration=1", f"file:{tmp_path}/tone.wav")
     for i, clip in enumerate(clips.itertuples()):
