@@ -146,7 +146,7 @@ def _new_card(
         "spaces": {m.name: m.space for m in modalities},
         "batches": prepared.delivery,
         "config": config.model_dump(mode="json"),
-        "words": words_of(config),
+        "words": words_of(config, trained=kind == "evaluation"),
     }
 
 
