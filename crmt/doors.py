@@ -69,11 +69,16 @@ def _imported(module_name: str, path: str) -> ModuleType:
             ) from None
         raise BadInputError(f"{path}: importing it failed: {error}{_where(error)}") from error
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else ""
-        raise BadInputError(f"{path}: importing it failed: {type(error).__name__}: {first}{_where(error)}") from error
+        raise BadInputError(f"{path}: importing it failed: {one_line(error)}") from error
 
 
-def _where(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """An exception of the user's own code: its type, the first line of its text, and where it was raised."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + text[0] if text else ''}{_where(error)}"
+
+
+def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 

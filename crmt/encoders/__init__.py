@@ -7,13 +7,12 @@ with the modality, the width of the features and its own arguments, and returns 
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from crmt.doors import Door, is_path, split_arguments
+from crmt.doors import Door, is_path, one_line, split_arguments
 from crmt.errors import BadInputError
 from crmt.modality import Modality
 
@@ -112,11 +111,3 @@ def _check_arguments(factory: Callable[..., nn.Module], name: str, arguments: Ma
         raise BadInputError(
             f"{name} cannot be called with (modality, features{''.join(f', {a}' for a in arguments)}): {error}"
         ) from None
-
-
-def one_line(error: BaseException) -> str:
-    """An exception of the user's own code: its type, the first line of its text, and where it was raised."""
-    text = str(error).strip().splitlines()
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from crmt.certificates import Certificate
 from crmt.certificates.lipschitz import lipschitz_constants
-from crmt.doors import split_arguments
-from crmt.encoders import Given, build_encoder, declared_lipschitz, is_foreign, one_line
+from crmt.doors import one_line, split_arguments
+from crmt.encoders import Given, build_encoder, declared_lipschitz, is_foreign
 from crmt.errors import BadInputError, CRMTError
 from crmt.heads import HEADS
 from crmt.modality import Modality
