@@ -255,6 +255,9 @@ def assemble(
     """
     root = root_of(layout, data)
     rows = [row._replace(label=one_text(row.label)) for row in rows]
+    unseen = next((row for row in rows if not row.label), None)
+    if unseen is not None:
+        raise BadInputError(f"{layout.name}: {unseen.line}: the label holds nothing that can be seen")
     kept, table, left_out = _table(layout, data, rows, lists)
     classes = tuple(dict.fromkeys(map(one_text, classes or sorted(set(table["label"])))))
     _check_classes(layout, table, classes, lists)

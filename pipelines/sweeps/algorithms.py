@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
 from ray.tune.search import SEARCH_ALG_IMPORT, BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 
 from crmt.errors import BadInputError
@@ -43,6 +44,7 @@ def algorithm_of(config: RunConfig, concurrent: int) -> Searcher | SearchAlgorit
         "random_state_seed": sweep.seed,
         "max_concurrent": concurrent,
     }
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live table and errors speak alone
     algorithm = build(part, name, sweep.algorithm_options, ours, _OPTIONS)
     if not isinstance(algorithm, Searcher | SearchAlgorithm):
         raise BadInputError(

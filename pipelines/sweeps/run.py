@@ -55,11 +55,8 @@ def run_sweep(
 
 def _quieten() -> None:
     """Let the live table speak alone."""
-    import optuna
-
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is in its row, without a traceback
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", message="The reported value is ignored")  # a resumed trial repeats an epoch
 
 

@@ -13,6 +13,7 @@ from crmt.errors import BadInputError
 from pipelines import sources
 from pipelines.config.schema import DataConfig
 from pipelines.sources.index import ClipIndex, overlapping
+from pipelines.sources.text import one_text
 from tests.pipelines import layouts
 
 
@@ -364,7 +365,7 @@ def test_a_folder_that_may_not_be_read_stops_nothing_and_is_said(
 
 
 ODD_LABELS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(
-    lambda text: text.strip() == text
+    lambda text: text.strip() == one_text(text).strip() == text
 )
 
 
@@ -383,6 +384,13 @@ def test_any_label_and_folder_name(tmp_path_factory: pytest.TempPathFactory, lab
     (root / "vggsound.csv").write_text("\r\n".join(lines), encoding="utf-8")
     index = load("vggsound", root)
     assert index.classes == tuple(sorted(labels)) and all_found(index)
+
+
+def test_a_label_of_nothing_that_can_be_seen_is_said(tmp_path: Path) -> None:
+    root = layouts.vggsound(tmp_path)
+    with (root / "vggsound.csv").open("a", encoding="utf-8") as file:
+        file.write("\n---g-f_I2yQ,77,\u00ad\u200b,train\n")
+    assert "nothing that can be seen" in refused("vggsound", root)
 
 
 LISTS = {

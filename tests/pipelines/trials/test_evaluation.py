@@ -53,7 +53,7 @@ def table() -> ClipTable:
 
 
 def clips_of(config: RunConfig, place: Placement | None = None) -> MemoryClips:
-    return MemoryClips(table(), Transform(config.data, 1.0, 1.0), place or Placement())
+    return MemoryClips(table(), Transform(config.data), place or Placement())
 
 
 def trained(run: Path, config: RunConfig) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def final(run: Path, table: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize("method", ["crmt_jt", "jt"])
 def test_a_saved_model_has_the_rows_of_its_trial(tmp_path: Path, method: str) -> None:
-    smoothing = {"sigmas": {"video": 0.2, "audio": 0.2}, "n0": 4, "n": 8, "samples": 7}
+    smoothing = {"sigmas": {"video": 0.2, "audio": 0.2}, "n0": 4, "n": 10, "samples": 7}
     certify = {"audit_restarts": 1, "certificates": ["estimate", "smoothing"], "smoothing": smoothing}
     config = config_of(train={"method": method}, certify=certify)
     trial = tmp_path / "trial"

@@ -52,7 +52,7 @@ def test_two_workers_have_the_loss_curve_of_one(small: Small, tmp_path: Path, me
     assert (two / "report.html").exists() and (two / row.model / "model.json").exists()
 
 
-SMOOTHING = {"sigmas": {"video": 0.2, "audio": 0.2}, "n0": 4, "n": 8, "samples": 7}
+SMOOTHING = {"sigmas": {"video": 0.2, "audio": 0.2}, "n0": 4, "n": 10, "samples": 7}
 EXACT = {"certificates": ["estimate", "smoothing"], "smoothing": SMOOTHING, "audit_restarts": 1}
 
 
@@ -77,7 +77,7 @@ def test_two_workers_evaluate_as_one_does(small: Small, tmp_path: Path, capsys: 
     assert (row.status, row.workers, row.weights_sha256) == ("finished", 2, card["weights_sha256"])
     assert (two / "report.html").exists()
 
-    before = ResultsStore(two / "results").read("smoothing")
+    before = ResultsStore(two / "results").read("certified_clips")
     assert len(before) == SMOOTHING["samples"]
     (two / "report.html").unlink()
     assert evaluate.main([model, "--resume", str(two), "--workers", "2"]) == 2
