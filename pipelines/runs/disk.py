@@ -19,7 +19,9 @@ from pathlib import Path
 from crmt.errors import CRMTError
 
 RESERVE = ".reserve"
-_RESERVED, _PROBED = 4 * 2**20, 64 * 2**10
+RESERVED_BYTES = 4 * 2**20
+"""What a run keeps free for its last rows."""
+_PROBED = 64 * 2**10
 _LOOK_SECONDS, _END_SECONDS = 1.0, 20.0
 _WORDS = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
 
@@ -74,7 +76,7 @@ def watch_disk(run: Path, go_on: str) -> Iterator[None]:
 
 def _reserve(path: Path) -> None:
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, _RESERVED)
+        os.posix_fallocate(file.fileno(), 0, RESERVED_BYTES)
 
 
 def _watch(run: Path, line: str, full: threading.Event, ended: threading.Event, main: bool) -> None:

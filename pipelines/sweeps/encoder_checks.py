@@ -23,8 +23,8 @@ INPUTS = 2
 """The smallest batch that batch normalisation trains on."""
 
 
-def check_encoder(data: DataConfig, modality: str, given: Given, features: int, *, verify: bool, seed: int) -> None:
-    """Build an encoder and run one batch of random inputs through it, forwards and backwards.
+def check_encoder(data: DataConfig, modality: str, given: Given, features: int, *, verify: bool, seed: int) -> int:
+    """Build an encoder and run one batch of random inputs through it, forwards and backwards; returns its bytes.
 
     Args:
         data: says which shape the modality will have.
@@ -43,6 +43,7 @@ def check_encoder(data: DataConfig, modality: str, given: Given, features: int, 
             _check_batch(name, encoder.train(training), shape, features)
         if verify and is_foreign(given):
             _check_constant(encoder, shape, features)
+        return sum(t.numel() * t.element_size() for t in encoder.state_dict().values())
 
 
 def check_certified(certificate: Certificate, modality: str, given: Given) -> None:

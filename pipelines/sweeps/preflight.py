@@ -23,11 +23,46 @@ from pipelines.clips.batches import STREAM_WORKER_CPUS
 from pipelines.clips.kinds import check_modalities, kinds_of
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import RunConfig, value_at, with_values
+from pipelines.runs.disk import RESERVED_BYTES
 from pipelines.sweeps.clip_checks import check_search_matters
 from pipelines.sweeps.encoder_checks import check_certified, check_encoder
 from pipelines.trials.measure import attack_plan
 
 _MINIMUM_FREE = 2**30
+
+
+@dataclass(frozen=True)
+class Room:
+    """The disk that takes the folder of a new run, and what the run writes: models and the states of training."""
+
+    where: Path
+    free_bytes: int
+    wanted_bytes: int
+
+    @staticmethod
+    def of(config: RunConfig, folder: Path, model_bytes: int, trials: int, concurrent: int) -> Room:
+        """The room of a run.
+
+        A trial that ended leaves its model and its last state, which holds the weights and the optimiser's one (sgd) or
+        two (adam) numbers for each; one that runs has two states for a moment.
+        """
+        where = _existing(folder.resolve())
+        numbers = 3 if "adam" in _values_of(config, "train.optimizer") else 2
+        wanted = RESERVED_BYTES + model_bytes * (trials * (1 + numbers) + concurrent * numbers)
+        return Room(where, shutil.disk_usage(where).free, wanted)
+
+    def check(self) -> None:
+        """Refuse a run that its disk cannot hold.
+
+        Raises:
+            BadInputError: with both numbers.
+        """
+        if self.free_bytes < self.wanted_bytes:
+            raise BadInputError(
+                f"{self.where} has {_mebibytes(self.free_bytes)} free, and the run writes "
+                f"{_mebibytes(self.wanted_bytes)} of models and states there: make room, name another disk with --out, "
+                "or plan fewer trials or smaller models"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,9 +88,11 @@ class Plan:
     free_bytes: int | None
     """Free bytes on the disk of the decoded clips; None where they go to a remote cache."""
     where: Path
+    room: Room | None = None
+    """Where the run's folder goes; None for a run that goes on, whose folder holds its part already."""
 
     def check(self) -> None:
-        """Refuse a sweep that would wait for ever.
+        """Refuse a sweep that would wait for ever, or that its disks cannot hold.
 
         Raises:
             BadInputError: with the numbers that do not fit.
@@ -66,13 +103,21 @@ class Plan:
                 "sweep.cpus_per_worker or sweep.gpus_per_worker, or add nodes"
             )
         if self.free_bytes is not None and self.free_bytes < _MINIMUM_FREE:
-            raise BadInputError(f"{self.where} has {self.free_bytes / 2**20:.0f} MiB free; at least 1 GiB is needed")
+            raise BadInputError(f"{self.where} has {_mebibytes(self.free_bytes)} free; at least 1 GiB is needed")
+        if self.room is not None:
+            self.room.check()
 
-    def _room(self) -> dict[str, str]:
-        """The line about where decoded clips go."""
-        if self.free_bytes is None:
-            return {"decoded clips": f"in {clips_root(self.config.data)}"}
-        return {"disk": f"{self.free_bytes / 2**30:.0f} GiB free for the cache in {cache_root(self.config.data)}"}
+    def _disks(self) -> dict[str, str]:
+        """The lines about where decoded clips and the run's models go."""
+        lines = {"decoded clips": f"in {clips_root(self.config.data)}"}
+        if self.free_bytes is not None:
+            lines = {"disk": f"{self.free_bytes / 2**30:.0f} GiB free for the cache in {cache_root(self.config.data)}"}
+        if self.room is not None:
+            lines["models"] = (
+                f"up to {_mebibytes(self.room.wanted_bytes)} with the states of training; "
+                f"{_mebibytes(self.room.free_bytes)} free"
+            )
+        return lines
 
     def show(self, console: Console) -> None:
         """A table for a person to look over."""
@@ -96,10 +141,14 @@ class Plan:
             "certificates": "; ".join(c.described() for c in config.certificates()),
             "a trial takes": self.needs.text,
             "the nodes have": f"{self.has}; {self.concurrent} trials side by side",
-            **self._room(),
+            **self._disks(),
         }.items():
             table.add_row(name, escape(text))
         console.print(table)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _scheduler(config: RunConfig) -> str:
@@ -120,8 +169,10 @@ def _values_of(config: RunConfig, path: str, own: Any = None) -> list[Any]:
     return list(next(iter(entry.values()))) if entry else [own or value_at(config, path)]
 
 
-def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
+def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> int:
     """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
+
+    Returns the bytes of the largest encoders that a trial may get, together; 0 where a saved model is measured.
 
     Args:
         config: the run's.
@@ -147,14 +198,15 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> None:
     if trained is None:
         check_search_matters(config, methods_of(config))
         _check_rungs(config)
-    _check_encoders(config, build=trained is None)
+    return _check_encoders(config, build=trained is None)
 
 
-def _check_encoders(config: RunConfig, build: bool) -> None:
-    """Every encoder that a trial may get, in every width."""
+def _check_encoders(config: RunConfig, build: bool) -> int:
+    """Every encoder that a trial may get, in every width; returns the bytes of the largest of each modality."""
     certificates = config.certificates()
     verify = any(certificate.lipschitz_encoders for certificate in certificates)
     checked: list[Any] = []
+    largest: dict[str, int] = {}
     for encoders in _values_of(config, "model.encoders"):
         for modality, own in encoders.items():
             for given in _values_of(config, f"model.encoders.{modality}", own):
@@ -164,7 +216,9 @@ def _check_encoders(config: RunConfig, build: bool) -> None:
                 for certificate in certificates:
                     check_certified(certificate, modality, given)
                 for width in _values_of(config, "model.features") if build else ():
-                    check_encoder(config.data, modality, given, width, verify=verify, seed=config.train.seed)
+                    size = check_encoder(config.data, modality, given, width, verify=verify, seed=config.train.seed)
+                    largest[modality] = max(size, largest.get(modality, 0))
+    return sum(largest.values())
 
 
 def _check_options(config: RunConfig) -> None:
@@ -253,11 +307,14 @@ def _count(number: float, thing: str) -> str:
     return f"{number:g} {thing}{'' if number == 1 else 's'}"
 
 
-def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
+def plan_sweep(config: RunConfig, mode: str | None = None, folder: Path | None = None, model_bytes: int = 0) -> Plan:
     """Compare what a sweep needs with what the cluster has, node by node. Needs a running Ray.
 
     Args:
+        config: the run's.
         mode: how batches reach the trials, once that is known; default: as `data.mode` says.
+        folder: where a new run's folder will be.
+        model_bytes: of one model, as `check_settings` gives it.
     """
     import ray
 
@@ -275,7 +332,9 @@ def plan_sweep(config: RunConfig, mode: str | None = None) -> Plan:
     root = _existing(cache_root(config.data))
     free = shutil.disk_usage(root).free if clips_root(config.data).local else None
     has = ", ".join(f"{_count(n.get('CPU', 0), 'CPU')} and {_count(n.get('GPU', 0), 'GPU')}" for n in nodes)
-    return Plan(config, trials, min(fitting, asked, trials), needs, has, free, root)
+    concurrent = min(fitting, asked, trials)
+    room = Room.of(config, folder, model_bytes, trials, concurrent) if folder is not None else None
+    return Plan(config, trials, concurrent, needs, has, free, root, room)
 
 
 def _workers_on(node: dict[str, float], needs: Needs) -> int:

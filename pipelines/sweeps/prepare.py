@@ -19,7 +19,7 @@ from pipelines.clips.prepare import ClipSource, prepare
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.cluster import start_ray
 from pipelines.runs.lock import hold_run
-from pipelines.runs.run_folder import TrialInput, check_free, open_run
+from pipelines.runs.run_folder import RUNS, TrialInput, check_free, open_run
 from pipelines.sources.text import alike
 from pipelines.sweeps.clip_checks import check_clips
 from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
@@ -87,7 +87,7 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
         BadInputError: settings, lists, clips or a cluster that cannot be used, or a run that another process works on.
         CRMTError: too many clips failed, or no cluster answers.
     """
-    check_settings(config, request.model)
+    model_bytes = check_settings(config, request.model)
     if request.resume is None:
         check_free(request.folder)
     elif not request.dry_run:
@@ -103,7 +103,8 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
         check_search(config)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
     config = with_gpus(config)
-    plan = plan_sweep(config)
+    folder = None if request.resume is not None else request.folder or RUNS
+    plan = plan_sweep(config, None, folder, model_bytes)
     if request.tunes:
         plan.show(console)
     if request.model is None or request.leases(config):  # what this process measures holds no CPUs of the cluster
@@ -115,7 +116,9 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
         console.print(f"Ray dashboard: {dashboard}")
     prepared = prepare(config, lambda text: console.print(text, highlight=False), index)
     if request.tunes or request.leases(config):
-        plan = plan_sweep(config, prepared.source.mode)  # streaming takes CPUs that no trial may hold
+        plan = plan_sweep(
+            config, prepared.source.mode, folder, model_bytes
+        )  # streaming takes CPUs that no trial may hold
         plan.check()
     modalities = _modalities(config, request.model, prepared.cache)
     given = open_run(

@@ -16,10 +16,11 @@ from ray import cloudpickle
 
 from pipelines import sweep
 from pipelines.config.run_config import parse
-from pipelines.runs.disk import RESERVE
+from pipelines.runs.disk import RESERVE, RESERVED_BYTES
 from pipelines.runs.results import ResultsStore
+from pipelines.sweeps.preflight import Room
 from pipelines.sweeps.recorder import Recorder
-from tests.pipelines.small import TINY, Small
+from tests.pipelines.small import TINY, Small, merged, one_line
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -89,10 +90,37 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_a_disk_too_small_for_the_plan_is_refused_before_anything_is_decoded(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the run, not of the cache; a model of 20 million numbers and the plan of 1,000 trials."""
+    usage, run = shutil.disk_usage, tmp_path / "far" / "run"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=50 * 2**30))
+    config = small.file(
+        tmp_path / "c.json",
+        search={"train.lr": {"uniform": [0.001, 0.05]}},
+        model={"encoders": {"video": "resnet18", "audio": "resnet18"}, "features": 512},
+        sweep={"trials": 1000},
+    )
+    assert sweep.main(["--dataset", "manifest", "--config", str(config), "--out", str(run)]) == 2
+    line = one_line(capsys.readouterr().err)
+    assert line.startswith(f"error: {tmp_path} has 50.0 GiB free, and the run writes 2") and "--out" in line
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(("optimizer", "states"), [("sgd", 2), ("adam", 3)])
+def test_what_a_run_writes(tmp_path: Path, optimizer: str, states: int) -> None:
+    """Four ended trials keep a model and a state each; two run side by side with a second state."""
+    room = Room.of(parse(merged(TINY, {"train": {"optimizer": optimizer}}), "a test"), tmp_path / "run", 1000, 4, 2)
+    assert room.wanted_bytes - RESERVED_BYTES == 1000 * (4 * (1 + states) + 2 * states)
+    assert room.where == tmp_path
+
+
 @pytest.mark.slow
 def test_a_sweep_ends_on_a_full_disk_and_goes_on_when_there_is_room(
-    small: Small, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Small, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Room, "check", lambda room: None)  # as where somebody else fills the disk meanwhile
     run = disk / "run"
     config = small.file(tmp_path / "c.json", search={"train.lr": {"uniform": [0.001, 0.05]}}, sweep={"trials": 4})
     assert sweep.main(["--dataset", "manifest", "--config", str(config), "--out", str(run)]) == 1
