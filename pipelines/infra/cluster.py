@@ -12,6 +12,8 @@ from pipelines.infra.code import runtime_env
 
 _LONGEST_SOCKET = 107
 """Bytes of a socket's path, as Linux has it."""
+_JOIN_SECONDS = "5"
+"""How long Ray tries to be let in where something listens, unless the variable says otherwise; 20 by default."""
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 """Where Ray puts its sockets below the folder for temporary files."""
 
@@ -38,7 +40,10 @@ def start_ray(address: str | None = None, *, dashboard: bool = True, code: Seque
     if not ray.is_initialized():
         if not address and not os.environ.get("RAY_ADDRESS"):
             check_sockets()
-        _check_answers(address or os.environ.get("RAY_ADDRESS", ""))
+        joined = address or os.environ.get("RAY_ADDRESS", "")
+        _check_answers(joined)
+        if joined:  # something listens there: what refuses us, a token for one, does so at every one of Ray's attempts
+            os.environ.setdefault("RAY_gcs_server_port_wait_time_s", _JOIN_SECONDS)
         try:
             context = ray.init(
                 address=address,
