@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
     from pipelines.clips.cache import ClipCache
     from pipelines.config.run_config import RunConfig
+    from pipelines.sources.index import ClipIndex
+
+_OPENED = 100
+"""How many clips `--check` opens to say which tracks are taken."""
 
 
 def _summary(cache: ClipCache, seconds: float) -> Table:
@@ -54,19 +58,28 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
     return table
 
 
-def _print_loudness(config: RunConfig) -> None:
-    """For `--check`: what a finished cache knows of it; the clips themselves are not opened."""
+def _print_contents(config: RunConfig, index: ClipIndex) -> None:
+    """For `--check`: which of several tracks is taken, and how loud the sound is, as far as a finished cache knows.
+
+    Without such a cache some clips' containers are opened for their tracks; none is decoded.
+    """
     from pipelines.clips.ingest import decoded_before
     from pipelines.clips.kinds import kinds_of
     from pipelines.clips.loudness import far_apart, in_words
+    from pipelines.clips.reading import tracks_taken
 
-    kinds = kinds_of(config.data)
-    if not any(kind.sound for name, kind in kinds.items() if name in config.model.encoders):
-        return
-    cache = decoded_before(config.data, [name for name in kinds if name in config.model.encoders])
+    kinds = {name: kind for name, kind in kinds_of(config.data).items() if name in config.model.encoders}
+    cache = decoded_before(config.data, list(kinds))
     if cache is None:
-        print("loudness: said here once the clips are decoded")
+        found = index.clips[~index.clips["id"].isin(index.listing.missing_in())].to_dict("records")
+        opened = found[:: max(len(found) // _OPENED, 1)][:_OPENED]
+        for track, clips in tracks_taken(opened, kinds, config.data).items():
+            print(f"track taken: {track}: {clips} of {len(opened)} clips that were opened")
+        if any(kind.sound for kind in kinds.values()):
+            print("loudness: said here once the clips are decoded")
         return
+    for track, clips in cache.tracks.items():
+        print(f"track taken: {track}: {clips} clips")
     for name, words in in_words(cache.loudness):
         print(f"loudness of {name}: {words}")
     for line in far_apart(cache.loudness):
@@ -104,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             code = check(config.data, None if options.check == Path() else options.check)
             if code == 0:
-                _print_loudness(config)
+                _print_contents(config, sources.load(config.data))
             return code
         from rich.console import Console
 

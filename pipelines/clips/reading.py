@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipelines.clips.kinds import Kind
 from pipelines.config.modality import PATH
-from pipelines.config.schema import DataConfig, VideoConfig
-from pipelines.decoding.clip import decode_clip
+from pipelines.config.schema import AudioConfig, DataConfig, VideoConfig
+from pipelines.decoding.clip import chosen_tracks, decode_clip
 from pipelines.decoding.errors import DecodeError
 
 _LACKS = ("no_video", "no_audio", "absent")
@@ -46,6 +47,15 @@ class _File:
     @property
     def video(self) -> VideoConfig | None:
         return next((kind.pictures for kind in self.by_media.values() if kind.pictures), None)
+
+    def settings(self, data: DataConfig) -> tuple[VideoConfig, AudioConfig]:
+        """How its pictures and its sound are decoded."""
+        sound = next((kind.sound for kind in self.by_media.values() if kind.sound), None)
+        return self.video or data.video, sound or data.audio
+
+    def count(self, tracks: Mapping[str, str], counts: Counter[str]) -> None:
+        """Count, by modality, the streams that were taken of a file with several."""
+        counts.update(f"{kind.name} {tracks[media]}" for media, kind in self.by_media.items() if media in tracks)
 
     def takes(self, kind: Kind) -> bool:
         """Whether another modality can be decoded together with these."""
@@ -96,6 +106,23 @@ def read_clip(
     return found
 
 
+def tracks_taken(clips: Iterable[Mapping[Any, Any]], kinds: Mapping[str, Kind], data: DataConfig) -> Counter[str]:
+    """Which stream is taken of the clips whose files have several of a kind, counted; nothing is decoded.
+
+    A file that cannot be read is passed over.
+    """
+    tracks: Counter[str] = Counter()
+    for clip in clips:
+        for file in _files_of(kinds):
+            path = str(clip[file.column])
+            if file.alone or not path:
+                continue
+            video, audio = file.settings(data)
+            with suppress(DecodeError):
+                file.count(chosen_tracks(Path(path).absolute(), video, audio, data.decode_timeout), tracks)
+    return tracks
+
+
 def _files_of(kinds: Mapping[str, Kind]) -> list[_File]:
     files: list[_File] = []
     for kind in kinds.values():
@@ -123,14 +150,11 @@ def _read(
         raise DecodeError("absent", f"no file in column {file.column!r}")
     if file.alone:
         return {file.alone.name: _checked(file.alone, file.alone.read(path, seconds))}
-    sound = next((kind.sound for kind in file.by_media.values() if kind.sound), None)
+    video, audio = file.settings(data)
     motion = next((kind.motion for kind in file.by_media.values() if kind.motion), None)
-    decoded = decode_clip(
-        Path(path), file.video or data.video, sound or data.audio, seconds, tuple(file.by_media), motion, keep
-    )
+    decoded = decode_clip(Path(path), video, audio, seconds, tuple(file.by_media), motion, keep)
     if tracks is not None:
-        chosen = {kind.name: decoded.tracks.get(media) for media, kind in file.by_media.items()}
-        tracks.update(f"{name} {track}" for name, track in chosen.items() if track)
+        file.count(decoded.tracks, tracks)
     if loud is not None and decoded.loudness is not None:
         loud |= {file.by_media["audio"].name: decoded.loudness}
     frames = None if decoded.frames is None else decoded.frames.transpose(0, 3, 1, 2)

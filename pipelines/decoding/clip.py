@@ -101,9 +101,27 @@ def decode_clip(
     loud = loudness(container.waveform, audio.sample_rate) if wants_audio else None
     if loud is not None and audio.level is not None:
         loud = audio.level
-    taken = {"video": container.picture, "audio": container.sound}
-    tracks = {kind: str(track) for kind, track in taken.items() if track is not None and track.count > 1}
-    return DecodedClip(frames.video if frames else None, sound, frames.flow if frames else None, tracks, loud)
+    video_frames, flow_frames = (frames.video, frames.flow) if frames else (None, None)
+    return DecodedClip(video_frames, sound, flow_frames, container.chosen_tracks, loud)
+
+
+def chosen_tracks(path: Path, video: VideoConfig, audio: AudioConfig, timeout: float) -> dict[str, str]:
+    """`DecodedClip.tracks` of a clip of which nothing is decoded.
+
+    Args:
+        path: the clip; a folder of pictures has no tracks.
+        video: says which of several video streams is taken.
+        audio: says which of several audio streams is taken.
+        timeout: seconds.
+
+    Raises:
+        DecodeError: the container cannot be read.
+    """
+    if are_pictures(path):
+        return {}
+    check_file(path)
+    deadline = time.monotonic() + timeout
+    return open_container(path, audio.sample_rate, 0.0, deadline, video.track, audio.track).chosen_tracks
 
 
 def _decode_pictures(

@@ -71,6 +71,12 @@ class Container:
     waveform: NDArray[np.float32]
     message: str
 
+    @property
+    def chosen_tracks(self) -> dict[str, str]:
+        """`video` and `audio` to the stream that is taken, where the file has several: `1 of 2, marked default`."""
+        taken = {"video": self.picture, "audio": self.sound}
+        return {kind: str(track) for kind, track in taken.items() if track is not None and track.count > 1}
+
 
 def check_file(path: Path) -> None:
     with _reading():

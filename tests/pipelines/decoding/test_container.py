@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipelines import ingest
 from pipelines.config.schema import AudioConfig, VideoConfig
 from pipelines.decoding.clip import DecodedClip, DecodeError, decode_clip
 from pipelines.decoding.container import open_container
@@ -85,6 +86,23 @@ def test_of_two_sounds_the_default_one_is_taken_and_the_choice_can_be_set(
     assert pitch(decode(path, audio=AUDIO.model_copy(update={"track": 0}))) == -1
     with pytest.raises(DecodeError, match=r"no_audio: the file has 2 audio streams, and data.audio.track asks .* 2"):
         decode(path, audio=AUDIO.model_copy(update={"track": 2}))
+
+
+def test_check_says_which_track_is_taken_before_anything_is_decoded(
+    tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that cannot be read is passed over: `ingest.py --check` decodes nothing."""
+    for split in ("train", "validation", "test"):
+        ffmpeg(
+            "-i", str(plain), "-map", "0:v", "-map", "0:a", "-map", "0:a", "-c", "copy", str(tmp_path / f"{split}.mkv")
+        )
+    (tmp_path / "broken.mkv").write_bytes(b"not a clip")
+    rows = [f"{name}.mkv,a,{name}" for name in ("train", "validation", "test")]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,label,split", *rows, "broken.mkv,b,train"]))
+    checked = ["--dataset", "manifest", "--data-root", str(tmp_path), "--check", str(tmp_path / "misfits.csv")]
+    assert ingest.main([*checked, "--set", f"data.cache={tmp_path / 'cache'}"]) == 0
+    assert "track taken: audio 0 of 2, marked default: 3 of 4 clips that were opened" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
 
 
 def test_of_two_pictures_the_default_one_is_taken_and_the_choice_can_be_set(tmp_path: Path, plain: Path) -> None:
