@@ -67,7 +67,7 @@ class SmoothingSettings:
         check_number("smoothing: alpha", self.alpha)
         if not 0 < self.alpha < 1:
             raise BadInputError(f"smoothing: alpha must be between 0 and 1, not {self.alpha}")
-        if not largest_radius(self.n, self.alpha) > 0:
+        if self.n < least_n(self.alpha):
             warnings.warn(
                 f"smoothing: {self.n} copies certify nothing at alpha {self.alpha}, even if all agree: give n "
                 f"{least_n(self.alpha)} or more",

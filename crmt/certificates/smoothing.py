@@ -9,7 +9,15 @@ from typing import Any
 from crmt.certificates.audit import Audit, AuditPlan
 from crmt.certificates.base import ClipCertificate
 from crmt.certificates.radius import Radii
-from crmt.certificates.sampling import NAME, SmoothedClip, SmoothingSettings, largest_radius, smooth, smoothed_radii
+from crmt.certificates.sampling import (
+    NAME,
+    SmoothedClip,
+    SmoothingSettings,
+    largest_radius,
+    least_n,
+    smooth,
+    smoothed_radii,
+)
 from crmt.certificates.smoothing_audit import audit_smoothing
 from crmt.errors import BadInputError
 from crmt.modality import Batch
@@ -62,10 +70,10 @@ class Smoothing(ClipCertificate):
                 raise BadInputError(
                     f"certify.{self.name}.sigmas: the model has no {name!r}; it has {', '.join(modalities)}"
                 )
-        if not largest_radius(self.n, self.alpha) > 0:
+        if self.n < least_n(self.alpha):
             raise BadInputError(
                 f"certify.{self.name}.n: {self.n} copies certify nothing at alpha {self.alpha}, even if all agree: "
-                "give more"
+                f"give {least_n(self.alpha)} or more"
             )
 
     def settings(self, seed: int) -> dict[str, Any]:
