@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# files of tests by two processes: most of the time of those that start Ray is waiting
+SIDE_BY_SIDE := -n 2 --dist loadfile
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: demo test test-all check format clean
@@ -10,10 +12,11 @@ demo: $(VENV)/.installed ## train, attack and certify on the embedded data set; 
 	$(BIN)/python pipelines/sweep.py --dataset avdigits
 
 test: $(VENV)/.installed-dev ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: $(VENV)/.installed-dev ## all tests, also those that take minutes
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.installed-dev ## lint, format and types
 	$(BIN)/ruff check .
