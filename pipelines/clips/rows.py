@@ -130,13 +130,16 @@ def add_clip(sums: dict[str, dict[str, Any]], arrays: Arrays, kinds: Mapping[str
         array, axis = arrays[name], kinds[name].statistics_axis
         if array is None:
             continue
-        by_channel = array.reshape(-1, 1) if axis is None else np.moveaxis(array, axis, -1)
-        columns = by_channel.reshape(-1, by_channel.shape[-1]).astype(
-            float if np.issubdtype(array.dtype, np.floating) else np.int64
+        by_channel = (
+            array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
         )
-        entry["count"] += len(columns)
-        for field, values in (("total", columns.sum(0)), ("squares", (columns**2).sum(0))):
-            entry[field] = [a + b for a, b in zip(entry[field] or [0] * len(values), values.tolist(), strict=True)]
+        whole = np.issubdtype(array.dtype, np.integer)
+        exact = np.int64 if whole and array.itemsize > 1 else np.float64  # which sums bytes exactly, and far sooner
+        channels = [channel.astype(exact) for channel in by_channel]
+        entry["count"] += by_channel.shape[1]
+        for field, found in (("total", [c.sum() for c in channels]), ("squares", [(c * c).sum() for c in channels])):
+            values = [int(value) if whole else float(value) for value in found]
+            entry[field] = [a + b for a, b in zip(entry[field] or [0] * len(values), values, strict=True)]
 
 
 def statistics(kind: Kind, sums: list[dict[str, Any]]) -> ModalityMeta:
