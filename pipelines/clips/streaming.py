@@ -116,14 +116,12 @@ class StreamClips:
             return
         import ray.data
 
-        columns = [*_READ_COLUMNS, *self.index.metas]
-        dataset = ray.data.read_parquet(
-            [self.index.paths[p] for p in parts],
-            filesystem=self.index.folder.filesystem,
-            columns=[*columns, _SPLIT],
-            ray_remote_args={"num_cpus": READ_TASK_CPUS},
-            override_num_blocks=len(parts),
-        ).map_batches(partial(_wanted, split=split, ids=ids), batch_format="pyarrow", num_cpus=READ_TASK_CPUS)
+        columns = (*_READ_COLUMNS, *self.index.metas)
+        read = partial(_part, folder=self.index.folder, columns=columns, split=split, ids=ids)
+        # not read_parquet: it looks into the files of every new data set, which here is every epoch
+        dataset = ray.data.from_items(
+            [{"path": self.index.paths[part]} for part in parts], override_num_blocks=len(parts)
+        ).map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=READ_TASK_CPUS)
         options = dataset.context.execution_options
         options.preserve_order = True  # the same order for the same seed
         # what preflight set aside for one worker; without a limit Data takes the CPUs of other trials for free ones
@@ -157,9 +155,13 @@ def _shuffled(rows: Iterable[Row], buffer: int, rng: np.random.Generator) -> Ite
         yield waiting[place]
 
 
-def _wanted(table: pa.Table, split: str, ids: frozenset[str] | None) -> pa.Table:
-    keep = np.asarray([s == split for s in table[_SPLIT].to_pylist()], dtype=bool)
-    if ids is not None:
-        keep &= np.asarray([i in ids for i in table["id"].to_pylist()], dtype=bool)
-    table = table.drop_columns([_SPLIT])
-    return table if keep.all() else table.filter(pa.array(keep))
+def _part(listed: pa.Table, folder: Folder, columns: Sequence[str], split: str, ids: frozenset[str] | None) -> pa.Table:
+    """The wanted clips of the parts whose paths are listed (a Ray Data task)."""
+    tables = []
+    for path in listed["path"].to_pylist():
+        table = pq.read_table(path, columns=[*columns, _SPLIT], filesystem=folder.filesystem, use_threads=False)
+        keep = np.asarray([s == split for s in table[_SPLIT].to_pylist()], dtype=bool)
+        if ids is not None:
+            keep &= np.asarray([i in ids for i in table["id"].to_pylist()], dtype=bool)
+        tables.append(table.select(columns) if keep.all() else table.select(columns).filter(pa.array(keep)))
+    return pa.concat_tables(tables)
