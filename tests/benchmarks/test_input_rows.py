@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +35,20 @@ def test_the_time_of_children_counts_while_they_run_and_after() -> None:
 
 def test_a_ratio_is_of_the_rounds_after_the_first() -> None:
     turns: list[tuple[str, int]] = []
-    found = input_rows.spent(lambda t: turns.append(("ours", t)), lambda t: turns.append(("theirs", t)), 2)
+
+    def side(name: str) -> Callable[[int], None]:
+        def run(turn: int) -> None:
+            turns.append((name, turn))
+            end = time.process_time() + 0.1  # ten ticks of the clock that is read
+            while time.process_time() < end:
+                pass
+
+        return run
+
+    found = input_rows.spent(side("ours"), side("theirs"), 2)
     assert sorted(turns) == [(side, t) for side in ("ours", "theirs") for t in range(3)]
-    assert [side for side, _ in turns[:4]] == ["theirs", "ours", "ours", "theirs"] and found.ours >= 0
+    assert [side for side, _ in turns[:4]] == ["theirs", "ours", "ours", "theirs"]
+    assert found.ours > 0 and found.theirs > 0 and found.ratio > 0
 
 
 def test_the_compared_paths_give_the_same_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
