@@ -92,13 +92,13 @@ HEADER = (
 )
 
 
-def sources(folder: Path, seconds: float) -> list[Path]:
-    """Make `DISTINCT` clips that differ: each has a hue and noise of its own, and a tone or pink noise as sound."""
+def sources(folder: Path, seconds: float, count: int = DISTINCT) -> list[Path]:
+    """Make `count` clips that differ: each has a hue and noise of its own, and a tone or pink noise as sound."""
     made = []
-    for number in range(DISTINCT):
+    for number in range(count):
         path = folder / f"{number}.mp4"
         noise = f"noise=all_seed={number}:alls=8:allf=t"
-        picture = f"testsrc2=size=320x240:rate=25:duration={seconds},hue=h={number * 360 // DISTINCT},{noise}"
+        picture = f"testsrc2=size=320x240:rate=25:duration={seconds},hue=h={number * 360 // count},{noise}"
         sound = f"sine=frequency={200 + 40 * number}" if number % 2 else f"anoisesrc=color=pink:seed={number}"
         inputs = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", f"{sound}:sample_rate=44100:duration={seconds}"]
         codecs = ["-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-c:a", "aac"]

@@ -1,40 +1,35 @@
 """Parquet ▸ batches on the training device: augmented for training, plain and in order for evaluation.
 
 Small sets are read once into Ray's object store and every trial reads them in place; big ones stream from Parquet
-through Ray Data. Both give equal numbers of steps on every rank.
+(pipelines/clips/streaming.py). Both give equal numbers of steps on every rank, and make the next batch in a thread
+while the model is at work on this one. The random choices come first: only frames that were drawn are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from crmt.errors import BadInputError
 from crmt.modality import Batch, Modality
+from pipelines.clips.background import in_background, sharing
 from pipelines.clips.cache import ClipCache
 from pipelines.clips.kinds import ModalityMeta, check_modalities, kinds_of
 from pipelines.clips.placement import Placement
 from pipelines.clips.random_choices import RandomChoices
 from pipelines.clips.rows import decode_rows, present_column, statistics
+from pipelines.clips.stored import Each, InMemory
 from pipelines.clips.transform import Transform
 from pipelines.config.schema import DataConfig
-from pipelines.infra.storage import READERS, Folder
 
 EVALUATION_BATCH = 128
-STREAM_TASK_CPUS = 0.25
-STREAM_WORKER_CPUS = 2 * STREAM_TASK_CPUS
-"""What the Data tasks of one streaming worker take: one reads while one decodes."""
-_SHUFFLE_BUFFER_BATCHES = 8
-_READ_COLUMNS = ("id", "label")
+_READ_COLUMNS = ("id", "label", "split")
 
 
 def modalities_of(cache: ClipCache, data: DataConfig, names: Sequence[str]) -> tuple[Modality, ...]:
@@ -89,7 +84,7 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
     """
     metas = {m: cache.modalities[m] for m in names}
     masks = [present_column(m) for m in names]
-    columns = [*_READ_COLUMNS, "split", *names]
+    columns = [*_READ_COLUMNS, *names]
     import ray.data
 
     dataset = ray.data.read_parquet(list(cache.parts), filesystem=cache.folder.filesystem, columns=columns)
@@ -146,13 +141,13 @@ class Clips(Protocol):
         ...
 
 
-def _per_rank(batch_size: int, world: int) -> int:
+def per_rank(batch_size: int, world: int) -> int:
     if batch_size % world:
         raise BadInputError(f"train.batch_size ({batch_size}) must be a multiple of the workers of a trial ({world})")
     return batch_size // world
 
 
-def _chosen(split: str, count: int, limit: int | None, seed: int, world: int) -> np.ndarray:
+def chosen_of(split: str, count: int, limit: int | None, seed: int, world: int) -> np.ndarray:
     """At most `limit` of `count` positions, drawn by seed, in order.
 
     Raises:
@@ -178,127 +173,33 @@ class MemoryClips:
         return int((self.table.splits == split).sum())
 
     def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        _per_rank(batch_size, self.place.world_size)
+        return in_background(self._training(epoch, batch_size, seed))
+
+    def _training(self, epoch: int, batch_size: int, seed: int) -> Generator[Batch]:
+        per_rank(batch_size, self.place.world_size)
         rows = np.flatnonzero(self.table.splits == "train")
         order = np.random.default_rng([seed, epoch]).permutation(rows)
-        for step in range(len(order) // batch_size):
-            whole = order[step * batch_size : (step + 1) * batch_size]
-            choices = self.transform.draw(batch_size, (seed, epoch, step))
-            yield self._batch(self.place.mine(whole), choices.mine(self.place))
+        with sharing(self.place.threads) as each:
+            for step in range(len(order) // batch_size):
+                whole = order[step * batch_size : (step + 1) * batch_size]
+                choices = self.transform.draw(batch_size, (seed, epoch, step))
+                yield self._batch(self.place.mine(whole), choices.mine(self.place), each)
 
     def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        return in_background(self._ordered(split, limit, seed))
+
+    def _ordered(self, split: str, limit: int | None, seed: int) -> Generator[Batch]:
         rows = np.flatnonzero(self.table.splits == split)
-        rows = self.place.mine(rows[_chosen(split, len(rows), limit, seed, self.place.world_size)])
-        for start in range(0, len(rows), EVALUATION_BATCH):
-            yield self._batch(rows[start : start + EVALUATION_BATCH], None)
+        rows = self.place.mine(rows[chosen_of(split, len(rows), limit, seed, self.place.world_size)])
+        with sharing(self.place.threads) as each:
+            for start in range(0, len(rows), EVALUATION_BATCH):
+                yield self._batch(rows[start : start + EVALUATION_BATCH], None, each)
 
-    def _batch(self, rows: np.ndarray, choices: RandomChoices | None) -> Batch:
-        arrays = {m: a[rows] for m, a in self.table.arrays.items()}
+    def _batch(self, rows: np.ndarray, choices: RandomChoices | None, each: Each) -> Batch:
+        clips = {m: InMemory(a, rows) if m in self.transform.kinds else a[rows] for m, a in self.table.arrays.items()}
         labels = torch.from_numpy(self.table.labels[rows]).to(self.place.device)
-        return Batch(self.transform(arrays, choices, self.place.device), labels, tuple(self.table.ids[rows].tolist()))
-
-
-@dataclass(frozen=True)
-class StreamIndex:
-    """Where the clips of a streamed set lie: one row a clip (id, split, part), read from Parquet without its bytes."""
-
-    folder: Folder
-    paths: tuple[str, ...]
-    """The Parquet files to read, opened with `folder.filesystem`."""
-    metas: dict[str, ModalityMeta]
-    """By name, how each modality that is read was stored."""
-    rows: pd.DataFrame
-
-    @staticmethod
-    def of(cache: ClipCache, names: Sequence[str]) -> StreamIndex:
-        read = partial(pq.read_table, columns=["id", "split"], filesystem=cache.folder.filesystem)
-        with ThreadPoolExecutor(READERS) as pool:  # a remote cache takes a request for every part
-            parts = [table.to_pandas().assign(part=i) for i, table in enumerate(pool.map(read, cache.parts))]
-        metas = {m: cache.modalities[m] for m in names}
-        return StreamIndex(cache.folder, cache.parts, metas, pd.concat(parts, ignore_index=True))
-
-
-@dataclass(frozen=True)
-class StreamClips:
-    """Clips that Ray Data streams from Parquet. In training a rank reads whole parts, dealt out anew every epoch."""
-
-    index: StreamIndex
-    transform: Transform
-    place: Placement = field(default_factory=Placement)
-
-    def count(self, split: str) -> int:
-        return int((self.index.rows.split == split).sum())
-
-    def training(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        local = _per_rank(batch_size, self.place.world_size)
-        counts = self.index.rows[self.index.rows.split == "train"].groupby("part").size()
-        order = np.random.default_rng([seed, epoch]).permutation(counts.index.to_numpy())
-        dealt = [order[r :: self.place.world_size] for r in range(self.place.world_size)]
-        steps = min(int(counts.loc[parts].sum()) for parts in dealt) // local  # the same on every rank
-        if len(order) < self.place.world_size:
-            raise BadInputError(
-                f"train has {len(order)} decoded parts, too few to stream to a trial's {self.place.world_size} "
-                "workers: set data.mode to memory, or lower sweep.workers"
-            )
-        shuffle: dict[str, Any] = {
-            "local_shuffle_buffer_size": _SHUFFLE_BUFFER_BATCHES * local,
-            "local_shuffle_seed": int(np.random.default_rng([seed, epoch, 1]).integers(2**31)),
-        }
-        batches = self._read(dealt[self.place.rank], "train", None, local, shuffle)
-        for step, arrays in zip(range(steps), batches, strict=False):
-            choices = self.transform.draw(local, (seed, epoch, step, self.place.rank))
-            yield self._batch(arrays, choices)
-
-    def ordered(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[Batch]:
-        rows = self.index.rows[self.index.rows.split == split].sort_values("id", kind="stable")
-        world = self.place.world_size
-        rows = rows.iloc[_chosen(split, len(rows), limit, seed, world)]
-        if world > 1:  # neighbours in one part go to one rank; a part at a border is read by two
-            rows = rows.sort_values("part", kind="stable")
-            rows = rows.iloc[np.array_split(np.arange(len(rows)), world)[self.place.rank]]
-        wanted = frozenset(rows.id) if limit is not None or world > 1 else None
-        for arrays in self._read(np.unique(rows.part.to_numpy()), split, wanted, EVALUATION_BATCH, {}):
-            yield self._batch(arrays, None)
-
-    def _read(
-        self, parts: np.ndarray, split: str, ids: frozenset[str] | None, size: int, shuffle: dict[str, Any]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        if len(parts) == 0:
-            return
-        import ray.data
-
-        dataset = ray.data.read_parquet(
-            [self.index.paths[p] for p in parts],
-            filesystem=self.index.folder.filesystem,
-            columns=[*_READ_COLUMNS, "split", *self.index.metas],
-            ray_remote_args={"num_cpus": STREAM_TASK_CPUS},
-            override_num_blocks=len(parts),  # the shuffle below sees blocks: theirs must not follow the cluster's size
-        ).map_batches(
-            partial(_decode_wanted, split=split, ids=ids, metas=self.index.metas),
-            batch_format="pyarrow",
-            num_cpus=STREAM_TASK_CPUS,
-        )
-        options = dataset.context.execution_options
-        options.preserve_order = True  # the same order for the same seed
-        # what preflight set aside for one worker; without a limit Data takes the CPUs of other trials for free ones
-        options.resource_limits = ray.data.ExecutionResources(cpu=STREAM_WORKER_CPUS)
-        batches = dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2, **shuffle)
-        yield from cast(Iterator[dict[str, np.ndarray]], iter(batches))
-
-    def _batch(self, arrays: dict[str, np.ndarray], choices: RandomChoices | None) -> Batch:
-        labels = torch.from_numpy(np.require(arrays["label"], requirements="W")).to(self.place.device)
-        inputs = self.transform(arrays, choices, self.place.device)
-        return Batch(inputs, labels, tuple(str(i) for i in arrays["id"]))
-
-
-def _decode_wanted(
-    table: pa.Table, split: str, ids: frozenset[str] | None, metas: dict[str, ModalityMeta]
-) -> dict[str, np.ndarray]:
-    keep = np.asarray([s == split for s in table["split"].to_pylist()], dtype=bool)
-    if ids is not None:
-        keep &= np.asarray([i in ids for i in table["id"].to_pylist()], dtype=bool)
-    kept = table.filter(pa.array(keep))
-    return decode_rows(kept, metas)
+        inputs = self.transform(clips, choices, self.place.device, each)
+        return Batch(inputs, labels, tuple(self.table.ids[rows].tolist()))
 
 
 def choose_mode(cache: ClipCache, data: DataConfig, store_bytes: int) -> tuple[str, str]:

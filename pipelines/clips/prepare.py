@@ -11,8 +11,6 @@ from pipelines.clips.batches import (
     Clips,
     MemoryClips,
     Placement,
-    StreamClips,
-    StreamIndex,
     Transform,
     choose_mode,
     modalities_of,
@@ -21,6 +19,7 @@ from pipelines.clips.batches import (
 from pipelines.clips.cache import ClipCache
 from pipelines.clips.ingest import ingest
 from pipelines.clips.loudness import far_apart
+from pipelines.clips.streaming import StreamClips, StreamIndex
 from pipelines.config.run_config import RunConfig
 from pipelines.sources.index import ClipIndex
 

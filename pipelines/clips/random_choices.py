@@ -33,7 +33,7 @@ class RandomChoices:
     gain: Tensor
     """`(B,)`: added to standardised sound."""
     box: Tensor | None = None
-    """`(B, 4)` with augment.scale: top, left, height and width of what is cut out and resized."""
+    """`(B, 4)` with augment.scale: top, left, height and width of what is cut out and resized, in whole pixels."""
     others: dict[ChoiceGroup, RandomChoices] = field(default_factory=dict)
     """The choices for modalities that are cut otherwise, or whose files another column names, by group."""
 
@@ -113,11 +113,12 @@ def _draw(size: int, video: VideoConfig, augment: AugmentConfig, seed: Sequence[
 
 
 def _boxes(rng: np.random.Generator, augment: AugmentConfig, side: int, size: int) -> Tensor | None:
-    """Random parts of a square, `(B, 4)`: the area uniform in augment.scale, the ratio log-uniform in augment.ratio."""
+    """Random parts of a square, `(B, 4)`: the area uniform in augment.scale, the ratio log-uniform in augment.ratio,
+    both rounded to whole pixels."""
     if augment.scale is None:
         return None
     area = rng.uniform(augment.scale[0], augment.scale[1], size) * side**2
     ratio = np.exp(rng.uniform(np.log(augment.ratio[0]), np.log(augment.ratio[1]), size))
-    height, width = np.minimum(np.sqrt(area / ratio), side), np.minimum(np.sqrt(area * ratio), side)
-    top, left = (side - height) * rng.random(size), (side - width) * rng.random(size)
-    return torch.from_numpy(np.stack([top, left, height, width], axis=1)).float()
+    height, width = (np.rint(length).clip(1, side) for length in (np.sqrt(area / ratio), np.sqrt(area * ratio)))
+    top, left = ((side - length + 1) * rng.random(size) for length in (height, width))
+    return torch.from_numpy(np.stack([top, left, height, width], axis=1).astype(np.int64))

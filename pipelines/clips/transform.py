@@ -16,6 +16,7 @@ from pipelines.clips.cache import ClipCache
 from pipelines.clips.kinds import Kind, kinds_of
 from pipelines.clips.random_choices import ChoiceGroup, RandomChoices, group_of
 from pipelines.clips.rows import present_column
+from pipelines.clips.stored import Each, InMemory, Stored, in_turn
 from pipelines.config.schema import DataConfig
 
 __all__ = ["RandomChoices", "Transform"]
@@ -74,23 +75,32 @@ class Transform:
         return RandomChoices.draw(size, self.data, seed, self.groups.values())
 
     def __call__(
-        self, arrays: dict[str, np.ndarray], choices: RandomChoices | None, device: torch.device
+        self,
+        clips: Mapping[str, np.ndarray | Stored],
+        choices: RandomChoices | None,
+        device: torch.device,
+        each: Each = in_turn,
     ) -> dict[str, Tensor]:
-        """A batch as a model takes it, `(B, *shape)` of every modality in `arrays`.
+        """A batch as a model takes it, `(B, *shape)` of every modality in `clips`.
 
         Args:
-            arrays: modality to stored values, and `present_<modality>` to which clips have it, `(B,)`.
+            clips: modality to stored values, and `present_<modality>` to which clips have it, `(B,)`.
             choices: the random choices of a training batch; None: the plain form, middle candidate and centre crop.
-            device: where the work is done and the result lies.
+            device: where the work is done and the result lies; decoding and cutting are done before.
+            each: shares the clips out to threads for that.
         """
         inputs: dict[str, Tensor] = {}
-        for name in (m for m in self.kinds if m in arrays):
-            # torch wants memory that can be written; arrays in the object store cannot, and are copied
-            stored = torch.from_numpy(np.require(arrays[name], requirements=("C", "W"))).to(device)
+        for name in (m for m in self.kinds if m in clips):
+            given = clips[name]
+            stored = InMemory(given, np.arange(len(given))) if isinstance(given, np.ndarray) else given
             own = None if choices is None else choices.of(self.groups[name])
-            values = self.kinds[name].transform(stored, self.constants.get(name, (0.0, 1.0)), own)
-            present = arrays.get(present_column(name))
-            if present is not None and not present.all():
+            # torch wants memory that can be written; arrays in the object store cannot, and are copied
+            gathered = np.require(self.kinds[name].gather(stored, own, each), requirements=("C", "W"))
+            values = self.kinds[name].transform(
+                torch.from_numpy(gathered).to(device), self.constants.get(name, (0.0, 1.0)), own
+            )
+            present = clips.get(present_column(name))
+            if isinstance(present, np.ndarray) and not present.all():
                 lacking = torch.from_numpy(~present).to(device)
                 stand_in = self.modalities.get(name)
                 values[lacking] = stand_in.missing(values[lacking]) if stand_in else torch.zeros_like(values[lacking])

@@ -145,8 +145,8 @@ class AugmentConfig(Section):
     pad: Annotated[int, Field(ge=0)] = 0
     """Pixels of edge padding before the random crop."""
     scale: tuple[Positive, Positive] | None = None
-    """Random resized crop: smallest and largest share of the stored square's area that is cut out and resized to
-    data.video.crop (bilinear), instead of a crop of that very size."""
+    """Random resized crop: smallest and largest share of the stored square's area that is cut out, in whole pixels, and
+    resized to data.video.crop (bilinear), instead of a crop of that very size."""
     ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
     """scale: smallest and largest width over height of what is cut out."""
     flip: bool = True

@@ -257,6 +257,10 @@ class SweepConfig(Section):
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NonNegative | None = None
     """Left out: 1 where the cluster has GPUs, else 0."""
+    input_cpus: NonNegative | None = None
+    """CPUs of a worker, beside cpus_per_worker, that read, decode and cut its batches while the model computes: about a
+    thread each. Left out: what a node with GPUs has for each of its workers, at most 16; without GPUs 0, where one
+    thread shares the model's CPUs. Streaming takes at least 0.5."""
     max_concurrent: Count | None = None
     """How many trials run at once; default: as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=0)] = 1

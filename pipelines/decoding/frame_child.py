@@ -146,23 +146,29 @@ def read_clip(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.
     if request.get("reader", "decord") == "decord":
         try:
             if track is None or media.is_rotation(media.display_matrix(request["path"], track)):
-                return _by_reader(request, decord.VideoReader(request["path"], num_threads=1))
+                return _by_reader(request, decord.VideoReader(request["path"], num_threads=1), track)
         except _FRAME_ERRORS:
             if track is None:
                 raise
     return _by_pyav(request)
 
 
-def _by_reader(request: dict[str, Any], reader: Any) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+def _by_reader(
+    request: dict[str, Any], reader: Any, track: int | None = None
+) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
     length = len(reader)
     _check_count(length, request)
     stamps = np.asarray(reader.get_frame_timestamp(list(range(length))), float)
     header = {"end": end_of(stamps[0], stamps[-1], length, request["start"])}
     if not request["wanted"]:
         return header, []
-    stamps = stamps[hidden_frames(stamps, reader.get_key_indices()) :]
+    hidden = hidden_frames(stamps, reader.get_key_indices())
+    stamps = stamps[hidden:]
     indices, needed = _needed(stamps, request)
-    return header, _arrays(_squares(reader, needed, request), len(stamps), indices, request)
+    squares = None if hidden or track is None else _referenced_squares(stamps, needed, request)
+    if squares is None:
+        squares = _squares(reader, needed, request)
+    return header, _arrays(squares, len(stamps), indices, request)
 
 
 def _by_pyav(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
@@ -229,6 +235,20 @@ def _check_pixels(height: int, width: int, request: dict[str, Any]) -> None:
     """A stream may change its size on the way."""
     if height * width > request["max_pixels"]:
         raise RefusedError("too_large", f"{width} × {height} pixels, limit {request['max_pixels']}")
+
+
+def _referenced_squares(
+    stamps: NDArray[np.floating], needed: set[int], request: dict[str, Any]
+) -> dict[int, NDArray[np.uint8]] | None:
+    """The frames of these numbers, by PyAV, where it need not decode all and sees what decord does."""
+    pixels, squares = media.Converter(), {}
+    try:
+        for number, frame in media.referenced_frames(request["path"], request["track"], stamps[:, 0], needed):
+            _check_pixels(frame.height, frame.width, request)
+            squares[number] = square(pixels(frame), request["size"])
+    except (FFmpegError, media.BrokenStreamError):
+        return None
+    return squares
 
 
 def _squares(reader: Any, needed: set[int], request: dict[str, Any]) -> dict[int, NDArray[np.uint8]]:

@@ -19,8 +19,8 @@ from crmt.errors import BadInputError
 from crmt.heads import HEADS
 from crmt.methods import method_class
 from crmt.model import ModelSpec
-from pipelines.clips.batches import STREAM_WORKER_CPUS
 from pipelines.clips.kinds import check_modalities, kinds_of
+from pipelines.clips.streaming import READ_CPUS
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import RunConfig, value_at, with_values
 from pipelines.runs.disk import RESERVED_BYTES
@@ -29,6 +29,7 @@ from pipelines.sweeps.encoder_checks import check_certified, check_encoder
 from pipelines.trials.measure import attack_plan
 
 _MINIMUM_FREE = 2**30
+_MOST_INPUT_CPUS = 16
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Plan:
         if self.concurrent < 1:
             raise BadInputError(
                 f"one trial needs {self.needs.text}; the cluster's nodes have {self.has}: lower sweep.workers, "
-                "sweep.cpus_per_worker or sweep.gpus_per_worker, or add nodes"
+                "sweep.cpus_per_worker, sweep.input_cpus or sweep.gpus_per_worker, or add nodes"
             )
         if self.free_bytes is not None and self.free_bytes < _MINIMUM_FREE:
             raise BadInputError(f"{self.where} has {_mebibytes(self.free_bytes)} free; at least 1 GiB is needed")
@@ -277,28 +278,33 @@ def _check_names(config: RunConfig, modalities: list[str]) -> None:
                 raise BadInputError(f"{path}: the model has no {name!r}; it has {', '.join(modalities)}")
 
 
-def with_gpus(config: RunConfig) -> RunConfig:
-    """The configuration with `sweep.gpus_per_worker` as a number. Needs a running Ray."""
+def with_resources(config: RunConfig) -> RunConfig:
+    """The configuration with `sweep.gpus_per_worker` and `sweep.input_cpus` as numbers. Needs a running Ray."""
     import ray
 
-    if config.sweep.gpus_per_worker is not None:
-        return config
-    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-    return config.model_copy(update={"sweep": config.sweep.model_copy(update={"gpus_per_worker": gpus})})
+    sweep = config.sweep
+    gpus, cpus = sweep.gpus_per_worker, sweep.input_cpus
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    if cpus is None:
+        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU", 0)]
+        shares = [n.get("CPU", 0) * gpus / n["GPU"] - sweep.cpus_per_worker for n in nodes]
+        cpus = float(min(max(math.floor(min(shares)), 0), _MOST_INPUT_CPUS)) if gpus and shares else 0.0
+    return config.model_copy(update={"sweep": sweep.model_copy(update={"gpus_per_worker": gpus, "input_cpus": cpus})})
 
 
 def needs_of(config: RunConfig, mode: str) -> Needs:
-    """The CPUs and GPUs of one worker of a trial, with its Data tasks where batches stream.
+    """The CPUs and GPUs of one worker of a trial, with those that make its batches.
 
     Args:
         config: the run's.
         mode: `memory` or `stream`.
     """
     sweep = config.sweep
-    cpus, gpus, text = sweep.cpus_per_worker, sweep.gpus_per_worker or 0.0, ""
-    if mode == "stream":
-        cpus += STREAM_WORKER_CPUS
-        text = f", {STREAM_WORKER_CPUS:g} of the CPUs for Data tasks"
+    gpus, own = sweep.gpus_per_worker or 0.0, sweep.input_cpus or 0.0
+    own = max(own, READ_CPUS) if mode == "stream" else own
+    text = f", {own:g} of the CPUs for input" * bool(own)
+    cpus = sweep.cpus_per_worker + own
     one = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
     return Needs(cpus, gpus, f"{_count(sweep.workers, 'worker')} of {one}{text}")
 

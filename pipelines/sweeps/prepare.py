@@ -22,7 +22,7 @@ from pipelines.runs.lock import hold_run
 from pipelines.runs.run_folder import RUNS, TrialInput, check_free, open_run
 from pipelines.sources.text import alike
 from pipelines.sweeps.clip_checks import check_clips
-from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_gpus
+from pipelines.sweeps.preflight import Plan, check_settings, plan_sweep, with_resources
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
 
         check_search(config)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
-    config = with_gpus(config)
+    config = with_resources(config)
     folder = None if request.resume is not None else request.folder or RUNS
     plan = plan_sweep(config, None, folder, model_bytes)
     if request.tunes:

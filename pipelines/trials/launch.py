@@ -39,7 +39,7 @@ def tune_trial(
     if config.sweep.workers > 1:
         run_on_workers(config, given, source, trial_id, [TuneReportCallback()])
         return
-    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
+    place = _alone_at(config)
     run_trial(config, given, source.open(place), TuneSession(trial_id, given.run, place))
 
 
@@ -82,11 +82,16 @@ def run_here(
         raise CRMTError(f"{trial_id} failed: {first_line(error)}") from None
 
 
+def _alone_at(config: RunConfig) -> Placement:
+    sweep = config.sweep
+    return Placement(device=device_of(sweep.gpus_per_worker or 0), input_cpus=sweep.input_cpus or 0.0)
+
+
 def _alone(
     config: RunConfig, given: TrialInput, source: ClipSource, trial_id: str, work: Work = run_trial
 ) -> dict[str, Any]:
     use_in_worker(config.code)
-    place = Placement(device=device_of(config.sweep.gpus_per_worker or 0))
+    place = _alone_at(config)
     return work(config, given, source.open(place), LocalSession(trial_id, given.run, place))
 
 
@@ -160,6 +165,6 @@ def _worker(settings: dict[str, Any]) -> None:
     config = parse(settings["config"], "the run's configuration")
     use_in_worker(config.code)
     device = get_device() if config.sweep.gpus_per_worker else torch.device("cpu")
-    place = Placement(context.get_world_rank(), context.get_world_size(), device)
+    place = Placement(context.get_world_rank(), context.get_world_size(), device, config.sweep.input_cpus or 0.0)
     session = WorkerSession(settings["trial_id"], settings["given"].run, place)
     settings["work"](config, settings["given"], settings["source"].open(place), session)

@@ -14,8 +14,9 @@ from PIL import Image
 
 from crmt.checkpoint import load_model
 from crmt.errors import BadInputError, CRMTError
-from pipelines.clips.batches import MemoryClips, StreamClips, StreamIndex, modalities_of, read_table
+from pipelines.clips.batches import MemoryClips, modalities_of, read_table
 from pipelines.clips.ingest import ingest, look_ahead
+from pipelines.clips.streaming import StreamClips, StreamIndex
 from pipelines.clips.transform import Transform
 from pipelines.config.run_config import RunConfig, parse
 from pipelines.runs.results import ResultsStore

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crmt.modality import Modality
 from pipelines.clips.random_choices import RandomChoices
+from pipelines.clips.stored import Each, Stored
 from pipelines.config.modality import ModalityConfig
 from pipelines.config.schema import AudioConfig, DataConfig, FlowConfig, Section, VideoConfig
 
@@ -145,12 +146,23 @@ class Kind(ABC):
             meta: after `with_constants`.
         """
 
+    def gather(self, stored: Stored, choices: RandomChoices | None, each: Each) -> NDArray[Any]:
+        """What `transform` needs of a batch's clips, before it is moved to the device; all of it unless a kind says so.
+
+        Args:
+            stored: the clips; what is not read of them is not decoded.
+            choices: the random choices of a training batch; None: the plain form of evaluation.
+            each: shares the clips out to threads.
+        """
+        del choices, each
+        return stored.whole()
+
     @abstractmethod
     def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
         """Stored clips to a model's inputs, on their device.
 
         Args:
-            stored: (B, *shape), of `dtype`.
+            stored: what `gather` gave: (B, *shape), of `dtype`, unless the kind has a `gather` of its own.
             constants: mean and deviation of the batches' standardisation, for kinds that are `standardised`.
             choices: the random choices of a training batch; None: the plain form of evaluation.
 

@@ -66,14 +66,17 @@ class Audio(Kind):
         )
 
     def transform(self, stored: Tensor, constants: tuple[float, float], choices: RandomChoices | None) -> Tensor:
-        standard = (stored.float() - constants[0]) / constants[1]
+        standard = stored.to(torch.float32, copy=True).sub_(constants[0]).div_(constants[1])
         if choices is None:
             return standard
-        frames = standard.shape[-1]
-        # shift in time: column t shows what column t + shift held; past an end, the column at that end is repeated
-        columns = (torch.arange(frames)[None] + choices.time_shift[:, None]).clamp(0, frames - 1).to(stored.device)
-        shifted = standard.gather(3, columns[:, None, None, :].expand_as(standard))
-        return shifted + choices.gain.to(stored.device)[:, None, None, None]
+        if choices.time_shift.any():
+            frames = standard.shape[-1]
+            # column t shows what column t + shift held; past an end, the column at that end is repeated
+            columns = (torch.arange(frames)[None] + choices.time_shift[:, None]).clamp(0, frames - 1).to(stored.device)
+            standard = standard.gather(3, columns[:, None, None, :].expand_as(standard))
+        if choices.gain.any():
+            standard += choices.gain.to(stored.device)[:, None, None, None]
+        return standard
 
 
 KIND = Audio

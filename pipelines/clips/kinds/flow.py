@@ -50,7 +50,7 @@ class Flow(Pictures):
         return 1.0, float(STEPS)
 
     def to_unit(self, stored: Tensor) -> Tensor:
-        return ((stored - 1) / STEPS).clamp(0, 1)
+        return stored.sub_(1).div_(STEPS).clamp_(0, 1)
 
     def mirrored(self, values: Tensor, flip: Tensor) -> Tensor:
         across = values[:, :, 0]

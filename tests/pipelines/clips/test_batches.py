@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from crmt.errors import BadInputError
 from crmt.modality import Batch
@@ -21,8 +24,6 @@ from pipelines.clips.batches import (
     MemoryClips,
     Placement,
     RandomChoices,
-    StreamClips,
-    StreamIndex,
     Transform,
     choose_mode,
     modalities_of,
@@ -30,6 +31,10 @@ from pipelines.clips.batches import (
 )
 from pipelines.clips.cache import ClipCache
 from pipelines.clips.ingest import ingest
+from pipelines.clips.kinds import ModalityMeta, kinds_of
+from pipelines.clips.rows import Encoded, encode_row
+from pipelines.clips.stored import InMemory
+from pipelines.clips.streaming import StreamClips, StreamIndex, _shuffled
 from pipelines.config.schema import DataConfig
 from tests.pipelines.small import NAMES, Decoded, Small
 
@@ -218,7 +223,80 @@ def test_real_clips_are_in_the_units_that_their_modalities_say(decoded: Decoded,
         modalities_of(decoded.cache, config.data, ("flow",))
 
 
+# ---- what is read of a clip
+
+
+@dataclass(frozen=True)
+class Recorded(InMemory):
+    """Notes which pictures are read; the whole may not be."""
+
+    read: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+    def picture(self, clip: int, number: int) -> np.ndarray:
+        self.read.append((clip, number))
+        return super().picture(clip, number)
+
+    def whole(self) -> np.ndarray:
+        raise AssertionError("all pictures of a clip were read")
+
+
+@pytest.mark.parametrize("augment", [{"pad": 2}, {"scale": [0.3, 1.0]}])
+def test_only_the_frames_that_were_drawn_are_read(augment: dict[str, Any]) -> None:
+    config, array = data_config(**augment), made_up({"train": 5}).arrays["video"]
+    choices = RandomChoices.draw(5, config, [3])
+    middle = torch.full((5, FRAMES), CANDIDATES // 2)
+    for drawn, candidates in ((choices, choices.candidate), (None, middle)):
+        stored = Recorded(array, np.arange(5))
+        Transform(config)({"video": stored}, drawn, torch.device("cpu"))
+        expected = [(c, t * CANDIDATES + int(candidates[c, t])) for c in range(5) for t in range(FRAMES)]
+        assert sorted(stored.read) == expected
+
+
+@pytest.mark.parametrize("augment", [{"pad": 2, "gain": 0.5}, {"scale": [0.3, 1.0]}])
+def test_batches_do_not_depend_on_the_threads_that_make_them(augment: dict[str, Any]) -> None:
+    alone = memory({"train": 30, "test": 9}, **augment)
+    shared = dataclasses.replace(alone, place=Placement(input_cpus=3.0))
+    assert (alone.place.threads, shared.place.threads) == (1, 3)
+    for a, b in zip(alone.training(2, 7, 1), shared.training(2, 7, 1), strict=True):
+        assert same(a, b)
+    for a, b in zip(alone.ordered("test"), shared.ordered("test"), strict=True):
+        assert same(a, b)
+
+
+@pytest.mark.parametrize(("side", "channels", "quality"), [(16, 3, 95), (130, 3, 95), (129, 3, 40), (33, 2, 95)])
+def test_stored_jpegs_decode_to_the_pixels_of_pillow(side: int, channels: int, quality: int) -> None:
+    """Colours at full and at half resolution, and flow, whose two directions are one grey picture."""
+    video = {"frames": 2, "candidates": 1, "size": side, "crop": side, "jpeg_quality": quality}
+    kind = kinds_of(DataConfig.model_validate({"video": video}))["video" if channels == 3 else "flow"]
+    smooth = np.random.default_rng(side).integers(0, 256, (2, channels, 5, 5)).repeat(side, 2).repeat(side, 3)
+    array = smooth[:, :, ::5, ::5].astype(np.uint8)
+    stored = encode_row({kind.name: array}, {kind.name: kind})[kind.name]
+    clips = Encoded([stored, None], ModalityMeta(kind.shape, "uint8", (), ()))
+    pictures = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in stored]
+    expected = np.stack([p.transpose(2, 0, 1) if channels == 3 else p.reshape(2, side, side) for p in pictures])
+    assert np.array_equal(clips.whole()[0], expected) and not clips.whole()[1].any()
+    assert np.array_equal(clips.picture(0, 1), expected[1]) and not clips.picture(1, 0).any()
+    assert clips.present.tolist() == [True, False]
+
+
 # ---- streaming
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(0, 60), buffer=st.integers(1, 70), seed=st.integers(0, 9))
+def test_a_shuffle_loses_nothing_and_follows_its_seed(count: int, buffer: int, seed: int) -> None:
+    def shuffled() -> list[int]:
+        rows = ((number,) for number in range(count))
+        return [row[0] for row in _shuffled(rows, buffer, np.random.default_rng(seed))]
+
+    order = shuffled()
+    assert sorted(order) == list(range(count)) and order == shuffled()
+    assert all(number <= place + buffer for place, number in enumerate(order))  # read no further ahead
+
+
+def test_a_shuffle_reaches_every_place() -> None:
+    first = {next(_shuffled(iter([(0,), (1,), (2,)]), 3, np.random.default_rng(s)))[0] for s in range(60)}
+    assert first == {0, 1, 2}
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +331,8 @@ def test_streamed_training(parts: ClipCache, small: Small) -> None:
     assert set(seen.values()) == {1} and set(seen) == train
     assert all(len(b.labels) == 2 for batches in ranks for b in batches)
 
-    again = list(stream(parts, small, 1, 2).training(1, 4, 0))
+    threads = dataclasses.replace(stream(parts, small), place=Placement(1, 2, input_cpus=2.0))
+    again = list(threads.training(1, 4, 0))
     assert all(same(a, b) for a, b in zip(again, ranks[1], strict=True))
     assert ids_of(stream(parts, small, 1, 2).training(2, 4, 0)) != ids_of(again)
 

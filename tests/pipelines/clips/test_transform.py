@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from crmt.errors import BadInputError
-from pipelines.clips.batches import ClipTable, MemoryClips, StreamClips, StreamIndex, modalities_of, read_table
+from pipelines.clips.batches import ClipTable, MemoryClips, modalities_of, read_table
 from pipelines.clips.cache import cache_key
 from pipelines.clips.ingest import ingest
+from pipelines.clips.kinds._pictures import _resized_here, _resized_there
 from pipelines.clips.placement import CPU, Placement
+from pipelines.clips.streaming import StreamClips, StreamIndex
 from pipelines.clips.transform import RandomChoices, Transform
 from pipelines.config.schema import DataConfig
 from pipelines.decoding.sound import PUBLISHED_FBANK
@@ -44,16 +46,17 @@ def stored(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def resized(image: NDArray[np.float64], box: list[float]) -> NDArray[np.float64]:
-    """One channel: linear interpolation between the centres of pixels, the edge repeated, by plain loops."""
+def resized(image: NDArray[np.float64], box: list[int]) -> NDArray[np.float64]:
+    """One channel: the box cut out, then linear interpolation between the centres of its pixels, by plain loops."""
     top, left, height, width = box
+    image = image[top : top + height, left : left + width]
     result = np.empty((CROP, CROP))
     for i in range(CROP):
         for j in range(CROP):
-            y = min(max(top + (i + 0.5) * height / CROP - 0.5, 0), SIDE - 1)
-            x = min(max(left + (j + 0.5) * width / CROP - 0.5, 0), SIDE - 1)
+            y = min(max((i + 0.5) * height / CROP - 0.5, 0), height - 1)
+            x = min(max((j + 0.5) * width / CROP - 0.5, 0), width - 1)
             y0, x0 = int(y), int(x)
-            y1, x1 = min(y0 + 1, SIDE - 1), min(x0 + 1, SIDE - 1)
+            y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
             upper = image[y0, x0] * (1 - (x - x0)) + image[y0, x1] * (x - x0)
             lower = image[y1, x0] * (1 - (x - x0)) + image[y1, x1] * (x - x0)
             result[i, j] = upper * (1 - (y - y0)) + lower * (y - y0)
@@ -76,15 +79,30 @@ def test_a_random_resized_crop_is_what_plain_loops_do(low: float, flip: bool, se
             np.testing.assert_allclose(inputs[name][i, 1, channel].numpy(), values, atol=1e-4)
 
 
+@settings(max_examples=20, deadline=None)
+@given(low=st.floats(0.05, 1), flip=st.booleans(), seed=st.integers(0, 99))
+def test_a_card_resizes_as_a_cpu_does(low: float, flip: bool, seed: int) -> None:
+    """Both ways on the CPU, where both run."""
+    choices = RandomChoices.draw(COUNT, config(scale=[low, 1.0], flip=flip), [seed])
+    frames = torch.from_numpy(stored(seed)["video"])
+    assert choices.box is not None
+    here, there = (resize(frames, choices.box, choices.flip, CROP) for resize in (_resized_here, _resized_there))
+    torch.testing.assert_close(here, there, atol=1e-3, rtol=0)  # of 255
+
+
 def test_resized_crops_fill_their_ranges() -> None:
-    box = RandomChoices.draw(4000, config(scale=[0.2, 0.8], ratio=[0.8, 1.25]), [0]).box
-    assert box is not None
+    side, large = 100, {"frames": FRAMES, "candidates": CANDIDATES, "size": 100, "crop": CROP}
+    augment = {"scale": [0.2, 0.8], "ratio": [0.8, 1.25]}
+    box = RandomChoices.draw(4000, DataConfig.model_validate({"video": large, "augment": augment}), [0]).box
+    assert box is not None and box.dtype == torch.int64
     top, left, height, width = box.numpy().T
     assert (top >= 0).all() and (left >= 0).all()
-    assert (top + height <= SIDE + 1e-4).all() and (left + width <= SIDE + 1e-4).all()
-    area, ratio = height * width / SIDE**2, width / height
-    assert 0.19 < area.min() < 0.22 and 0.75 < area.max() <= 0.8 + 1e-4
-    assert 0.8 - 1e-4 <= ratio.min() < 0.82 and 1.22 < ratio.max() <= 1.25 + 1e-4
+    assert (top + height).max() == (left + width).max() == side and top.min() == left.min() == 0
+    area, ratio = height * width / side**2, width / height
+    assert 0.19 < area.min() < 0.21 and 0.78 < area.max() < 0.81
+    assert 0.78 < ratio.min() < 0.82 and 1.22 < ratio.max() < 1.28
+    smallest = RandomChoices.draw(99, config(scale=[1e-9, 1e-9]), [0]).box
+    assert smallest is not None and (smallest[:, 2:] == 1).all() and (smallest[:, :2] <= SIDE - 1).all()
     assert RandomChoices.draw(3, config(), [0]).box is None
     for wrong in ({"scale": [0.5, 1.2]}, {"scale": [0.8, 0.2]}, {"ratio": [2.0, 1.0]}, {"scale": [0.5, 1], "pad": 2}):
         with pytest.raises(ValidationError):

@@ -24,9 +24,10 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines import ingest as ingest_module
 from pipelines import sources, train
 from pipelines.clips import ingest as clips_ingest
-from pipelines.clips.batches import StreamClips, StreamIndex, Transform, read_table
+from pipelines.clips.batches import Transform, read_table
 from pipelines.clips.cache import ClipCache, load_cache
 from pipelines.clips.ingest import ingest, look_ahead
+from pipelines.clips.streaming import StreamClips, StreamIndex
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import parse
 from pipelines.config.schema import DataConfig

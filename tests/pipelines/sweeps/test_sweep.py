@@ -13,7 +13,7 @@ from crmt.checkpoint import load_model
 from crmt.errors import BadInputError
 from pipelines import sweep
 from pipelines.runs.results import ResultsStore
-from pipelines.sweeps.preflight import check_settings, plan_sweep
+from pipelines.sweeps.preflight import check_settings, needs_of, plan_sweep, with_resources
 from tests.pipelines.small import PER_SPLIT, Small, one_line
 
 LIGHT: dict[str, Any] = {"attack": {"names": ["pgd"], "balls": ["joint"]}, "certify": {"audit_samples": 0}}
@@ -173,6 +173,43 @@ def test_what_trials_take_and_how_many_fit(small: Small) -> None:
     assert side_by_side(trials=1) == 1
     assert side_by_side(trials=9, workers=2) == 1
     assert plan_sweep(small.config(data={"mode": "stream"})).needs.cpus > plan_sweep(small.config()).needs.cpus
+    assert side_by_side(trials=9, cpus_per_worker=0.4, input_cpus=0.6) == 2
+    for mode in ("memory", "stream"):  # a share for the Data tasks is in it
+        needs = needs_of(small.config(sweep={"input_cpus": 3}), mode)
+        assert needs.cpus == 4 and "3 of the CPUs for input" in needs.text
+
+
+@pytest.mark.parametrize(
+    ("nodes", "section", "expected"),
+    [
+        ([{"CPU": 16, "GPU": 1}], {"cpus_per_worker": 4}, (1, 12)),
+        ([{"CPU": 64, "GPU": 8}, {"CPU": 32}], {}, (1, 7)),  # a node without GPUs runs none of its workers
+        ([{"CPU": 64, "GPU": 8}], {"gpus_per_worker": 0.5, "cpus_per_worker": 2}, (0.5, 2)),
+        ([{"CPU": 96, "GPU": 1}, {"CPU": 8, "GPU": 1}], {}, (1, 7)),
+        ([{"CPU": 96, "GPU": 1}], {}, (1, 16)),
+        ([{"CPU": 4, "GPU": 8}], {}, (1, 0)),
+        ([{"CPU": 96, "GPU": 1}], {"input_cpus": 2.5}, (1, 2.5)),
+        ([{"CPU": 96, "GPU": 1}], {"gpus_per_worker": 0}, (0, 0)),
+        ([{"CPU": 96}], {}, (0, 0)),
+    ],
+)
+def test_input_takes_the_cpus_that_a_node_has_for_each_gpu(
+    small: Small,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[dict[str, float]],
+    section: dict[str, Any],
+    expected: tuple[float, float],
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    monkeypatch.setattr("ray.cluster_resources", lambda: total)
+    sweep = with_resources(small.config(sweep=section)).sweep
+    assert (sweep.gpus_per_worker, sweep.input_cpus) == expected
+
+
+def test_streaming_asks_for_no_less_than_its_tasks_take(small: Small) -> None:
+    assert needs_of(small.config(sweep={"input_cpus": 0}), "stream").cpus == 1.5
+    assert needs_of(small.config(sweep={"input_cpus": 0}), "memory").cpus == 1
     assert plan_sweep(small.config(search={}, sweep={"trials": 9})).trials == 1
 
 
