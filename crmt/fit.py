@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,11 +24,12 @@ from crmt.arguments import (
     said,
 )
 from crmt.distributed import mean_over_ranks, rank
-from crmt.errors import BadInputError, CRMTError
+from crmt.errors import BadInputError, CRMTError, CRMTWarning
 from crmt.heads import HEADS, OrthogonalHead
 from crmt.methods.base import Epoch, Forward, Method, Step
 from crmt.modality import Batch, Inputs, check_batch
 from crmt.model import MultiModalModel, check_initialised, evaluating
+from crmt.orthonormal import earlier_rows_in
 
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "step"]
@@ -172,6 +174,26 @@ def _check_state(state: Mapping[str, Any]) -> None:
         raise BadInputError(f"state has no {', '.join(missing)}: give {wanted}")
 
 
+def _optimizer_state(
+    state: Mapping[str, Any], model: MultiModalModel, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """The optimiser's state of a training state. What it holds of parameters that an earlier version kept in another
+    form, momentum of reflections, says nothing of it now: it is left out."""
+    earlier = earlier_rows_in(state["model"])
+    if not earlier:
+        return dict(state["optimizer"])
+    warnings.warn(
+        f"this training began in an earlier version: the optimiser's momentum of {', '.join(earlier)} begins anew",
+        CRMTWarning,
+        stacklevel=3,
+    )
+    places = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    parameters = dict(model.named_parameters())
+    gone = {places.get(id(parameters[name])) for name in earlier}
+    kept = {i: entries for i, entries in state["optimizer"]["state"].items() if i not in gone}
+    return {**state["optimizer"], "state": kept}
+
+
 def _kept_in_evaluation_mode(model: nn.Module) -> list[nn.Module]:
     """The modules that the caller froze and put in evaluation mode, with those below them that are in it too."""
     found = []
@@ -204,7 +226,8 @@ def fit(
         batches: gives an epoch's batches, on the model's device, from its number (counted from 1). Every rank must get
             the same number of batches.
         settings: optimiser, schedule, noise and seed.
-        state: what `state()` of an earlier result gave; training goes on after that epoch.
+        state: what `state()` of an earlier result gave; training goes on after that epoch. One of an earlier version
+            has the same weights, but momentum of orthogonal ones begins anew, with a `CRMTWarning`.
         wrap: wraps the model for data-parallel training, for example in DistributedDataParallel.
         held_out: gives labelled clips to methods that weigh losses by generalisation (Gradient Blending); never those
             of the test split.
@@ -236,7 +259,7 @@ def fit(
         if state is not None:
             model.load_state_dict(state["model"])
             companion.load_state_dict(state.get("companion", {}))
-            optimizer.load_state_dict(state["optimizer"])
+            optimizer.load_state_dict(_optimizer_state(state, model, optimizer))
             done = int(state["epoch"])
         forward = cast(Forward, wrap(model))
     finally:  # here, not after the last epoch: a caller may stop the generator early
