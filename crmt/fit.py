@@ -30,6 +30,7 @@ from crmt.methods.base import Epoch, Forward, Method, Step
 from crmt.modality import Batch, Inputs, check_batch
 from crmt.model import MultiModalModel, check_initialised, evaluating
 from crmt.orthonormal import earlier_rows_in
+from crmt.randomness import generator_on
 
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "step"]
@@ -60,7 +61,8 @@ class FitSettings:
     noise: Mapping[str, float] = field(default_factory=dict)
     """Modality to the standard deviation, in its space, of Gaussian noise that is added to training inputs."""
     seed: int = 0
-    """Fixes the noise, and the random choices of a method."""
+    """Fixes the noise, and the random choices of a method; the numbers are drawn on the inputs' device, and a GPU draws
+    others than a CPU."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "step_every", "seed"):
@@ -143,11 +145,11 @@ def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
 
 
 def _noisy(inputs: Inputs, deviations: Mapping[str, float], generator: torch.Generator) -> Inputs:
-    """Inputs plus Gaussian noise; a modality without a deviation stays as it is."""
+    """Inputs plus Gaussian noise, drawn where they lie; a modality without a deviation stays as it is."""
 
     def noise(x: Tensor) -> Tensor:
-        # drawn on the CPU, so that the device does not change the numbers
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        here = generator_on(x.device, generator)
+        return torch.randn(x.shape, generator=here, dtype=x.dtype, device=x.device)
 
     return {m: x + deviations[m] * noise(x) if deviations.get(m) else x for m, x in inputs.items()}
 

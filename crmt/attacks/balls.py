@@ -233,7 +233,7 @@ class Ball:
                 result |= {m: v * columns(epsilon, v) for m, v in noise.items()}
                 continue
             size = sum(v[0].numel() for v in noise.values())
-            uniform = torch.rand(len(first), generator=generator, device=device_of(generator)).to(epsilon)
+            uniform = torch.rand(len(first), generator=generator, device=_drawn_on(generator, first)).to(epsilon)
             scale = epsilon * uniform.pow(1 / size) / _joint_norm(list(noise.values())).clamp_min(1e-38)
             result |= {m: v * columns(scale, v) for m, v in noise.items()}
         return result
@@ -325,8 +325,13 @@ def device_of(generator: torch.Generator | None) -> torch.device:
     return generator.device
 
 
+def _drawn_on(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    """Where numbers for a tensor are drawn: where the generator draws; without one, where the tensor lies."""
+    return like.device if generator is None else device_of(generator)
+
+
 def _noise(like: Tensor, norm: str, generator: torch.Generator | None) -> Tensor:
-    drawn = torch.empty(like.shape, device=device_of(generator), dtype=like.dtype)
+    drawn = torch.empty(like.shape, device=_drawn_on(generator, like), dtype=like.dtype)
     drawn = drawn.normal_(generator=generator) if norm == "l2" else drawn.uniform_(-1, 1, generator=generator)
     return drawn.to(like.device)
 

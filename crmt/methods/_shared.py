@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from crmt.attacks import Ball
 from crmt.attacks.balls import moved, wide
 from crmt.attacks.losses import attack_loss
-from crmt.distributed import sum_over_ranks
+from crmt.distributed import sum_over_ranks, world_size
 from crmt.errors import BadInputError
 from crmt.gradients import input_gradients
 from crmt.losses import margin_regulariser
 from crmt.methods.base import LossTerms, Step
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, Output, evaluating
+from crmt.randomness import generator_on
 
 
 def require(name: str, value: float, *, at_least: float = -inf, above: float = -inf, below: float = inf) -> None:
@@ -70,7 +71,9 @@ def margin_loss(output: Output, labels: Tensor, rho: float) -> LossTerms:
 def common_seed(step: Step, below: int) -> int:
     """A random number in [0, below), the same on every worker, though each worker's generator differs."""
     drawn = torch.randint(below, (1,), generator=step.generator)
-    return int(sum_over_ranks(drawn.to(step.labels.device))) % below
+    if world_size() > 1:
+        drawn = sum_over_ranks(drawn.to(step.labels.device))
+    return int(drawn) % below
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def mixed(step: Step, alpha: float) -> Mixed:
         alpha: α, above 0.
     """
     mix = float(np.random.default_rng(common_seed(step, 2**62)).beta(alpha, alpha))
-    order = torch.randperm(len(step.labels), generator=step.generator).to(step.labels.device)
+    device = step.labels.device
+    order = torch.randperm(len(step.labels), generator=generator_on(device, step.generator), device=device)
     inputs = {m: mix * x + (1 - mix) * x[order] for m, x in step.inputs.items()}
     return Mixed(inputs, step.labels, step.labels[order], mix)
 

@@ -42,7 +42,8 @@ class Step:
     epoch: int
     """Counted from 1."""
     generator: torch.Generator
-    """A generator on the CPU, fixed by (seed, epoch, step, rank), so that a resumed run draws the same numbers."""
+    """A generator on the CPU, fixed by (seed, epoch, step, rank), so that a resumed run draws the same numbers.
+    For large tensors `crmt.randomness.generator_on(device, generator)` is one where they lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
