@@ -18,6 +18,7 @@ from crmt.errors import BadInputError
 from crmt.heads import HEADS, Head
 from crmt.modality import Inputs, Modality, check_floating, check_inputs, check_name
 from crmt.orthonormal import OrthonormalLinear
+from crmt.precision import without_autocast
 
 
 class Output(NamedTuple):
@@ -129,10 +130,14 @@ class MultiModalModel(nn.Module):
         }
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Output:
-        """Inputs `(B, *shape)` of every modality, in its space."""
+        """Inputs `(B, *shape)` of every modality, in its space. Under torch.autocast the encoders alone follow it."""
         features = self.features(inputs)
-        scores = self.head.scores(features)
-        return Output(self.head.logits(scores), scores, features)
+        with without_autocast(self.head.bias.device):
+            if any(z.dtype != self.head.bias.dtype for z in features.values()):  # under autocast
+                # products with K rows cost little, and scores of 8 bits would decide margins by rounding
+                features = {m: z.to(self.head.bias.dtype) for m, z in features.items()}
+            scores = self.head.scores(features)
+            return Output(self.head.logits(scores), scores, features)
 
 
 def _modality_of(name: str, inputs: Tensor, box: tuple[float, float] | None) -> Modality:

@@ -342,7 +342,9 @@ def _budget(epsilon: Epsilon, like: Tensor) -> Tensor:
         raise BadInputError(
             f"budgets of shape {tuple(epsilon.shape)} do not fit {len(like)} inputs: give one ε, or one each"
         )
-    return torch.as_tensor(epsilon, dtype=like.dtype, device=like.device).expand(len(like))
+    if isinstance(epsilon, Tensor):
+        return epsilon.to(like).expand(len(like))
+    return like.new_full((len(like),), epsilon)  # a copy of a number from the CPU would wait for the device
 
 
 def columns(values: Tensor, batch: Tensor) -> Tensor:

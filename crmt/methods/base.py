@@ -35,6 +35,8 @@ class Step:
     """What `prepare` returned. Its parameters are trained with the model's; none of it is in the saved model."""
     forward: Forward
     """The training forward pass. With several workers, only its gradients are averaged over them."""
+    attacked: Forward
+    """`model` as a function, compiled where training is: for passes other than the training forward pass."""
     inputs: Mapping[str, Tensor]
     """Modality to its inputs, `(B, *shape)`, in the modality's space."""
     labels: Tensor

@@ -51,7 +51,7 @@ class MSEFM(Method):
         generator = generator_on(labels.device, step.generator)
         odd = torch.randint(len(names), (count,), generator=generator, device=labels.device)
         ball = Ball.product({m: self.epsilon * (odd == i).to(step.inputs[m].dtype) for i, m in enumerate(names)})
-        perturbed = adversarial(step.model, step.inputs, labels, ball, self.attack_steps)
+        perturbed = adversarial(step.model, step.inputs, labels, ball, self.attack_steps, step.attacked)
         both = step.forward({m: torch.cat([step.inputs[m], perturbed[m]]) for m in names})
         entropy = F.cross_entropy(both.logits, labels.repeat(2))
         guesses = cast(OddOneOutHead, step.model.head).odd_one_out(both.features)
