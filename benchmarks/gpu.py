@@ -4,8 +4,8 @@
 
 On a GPU: the paper's sizes (3 frames of 224 × 224, log-mel 128 × 1024, batch 64, ResNet-18 for both), inputs on the
 card, in fp32 (TF32 convolutions), bf16, and bf16 compiled. On a CPU, or with --small: tiny inputs, so that everything
-runs; its ratios say little of a card. Needs torch and numpy; no Ray, no data. Every ratio is of two runs side by side in one
-process, in alternating order. --save writes benchmarks/results/gpu-<device>.json with date, commit and hardware.
+runs; its ratios say little of a card. Needs torch and numpy; no Ray, no data. Every ratio is of two runs side by side
+in one process, in alternating order. --save writes benchmarks/results/gpu-<device>.json with date, commit and hardware.
 
 Cost: under 5 minutes on one card.
 """

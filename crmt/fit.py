@@ -341,10 +341,11 @@ def _step(method: Method, step: Step, optimizer: torch.optim.Optimizer, precisio
     """One step of the optimiser; returns loss, its parts and accuracy."""
     with computing(precision, step.labels.device):
         terms = method.loss(step)
-    step.model.zero_grad()  # not the optimiser's zero_grad: parameters that it leaves out gather gradients, too
-    step.companion.zero_grad()
+    mine, others = list(step.model.parameters()), list(step.companion.parameters())
+    for parameter in (*mine, *others):  # not the optimiser's alone: those that it leaves out gather gradients, too
+        parameter.grad = None
     terms.total.backward()
-    for parameter in step.companion.parameters():  # the model's are averaged by its wrapper
+    for parameter in others:  # the model's are averaged by its wrapper
         if parameter.grad is not None:
             parameter.grad = mean_over_ranks(parameter.grad)
     method.after_backward(step, terms)

@@ -182,7 +182,8 @@ class Ball:
     def steepest(self, gradients: Inputs) -> Inputs:
         """The direction of steepest ascent with length 1 in each group.
 
-        Gradients are divided by max |g| first: only an exactly zero gradient gives a zero step, one of 1e-30 is whole.
+        Lengths are summed up in float64, where squares do not fade: only an exactly zero gradient gives a zero step,
+        one of 1e-30 is whole.
 
         Args:
             gradients: `(B, *shape)` of every attacked modality.
@@ -192,12 +193,12 @@ class Ball:
             if self.norm == "linf":
                 result |= {m: gradients[m].sign() for m in g.modalities}
                 continue
-            largest = torch.stack([gradients[m].flatten(1).abs().amax(1) for m in g.modalities]).amax(0)
-            safe = torch.where(largest > 0, largest, torch.ones_like(largest))
-            scaled = {m: gradients[m] / columns(safe, gradients[m]) for m in g.modalities}
-            length = _joint_norm(list(scaled.values()))
-            length = torch.where(length > 0, length, torch.ones_like(length))
-            result |= {m: v / columns(length, v) for m, v in scaled.items()}
+            parts = [
+                torch.linalg.vector_norm(gradients[m].flatten(1), dim=1, dtype=torch.float64) for m in g.modalities
+            ]
+            length = torch.stack(parts).norm(dim=0)
+            length = torch.where(length > 0, length, torch.ones_like(length)).to(gradients[g.modalities[0]].dtype)
+            result |= {m: gradients[m] / columns(length, gradients[m]) for m in g.modalities}
         return result
 
     def stepped(self, deltas: Inputs, gradients: Inputs, size: float | Tensor) -> Inputs:
