@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from crmt.checkpoint import digest_of
 from crmt.gradients import GradientConstants
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
+from crmt.precision import exact
 from crmt.predictions import Predictions, predict
 from crmt.progress import Progress, silent
 
@@ -170,10 +172,11 @@ class Certifier:
         Raises:
             BadInputError, CRMTError: a model that the certificate cannot vouch for.
         """
-        if isinstance(certificate, ScoreCertificate):
-            return self._by_scores(certificate, predictions, tau)
-        assert isinstance(certificate, ClipCertificate)
-        return self._by_clips(certificate)
+        with exact(self.model.head.bias.device) if certificate.exact_arithmetic else nullcontext():
+            if isinstance(certificate, ScoreCertificate):
+                return self._by_scores(certificate, predictions, tau)
+            assert isinstance(certificate, ClipCertificate)
+            return self._by_clips(certificate)
 
     def _by_scores(
         self, certificate: ScoreCertificate, predictions: Predictions, tau: GradientConstants | None

@@ -24,6 +24,7 @@ from crmt.errors import BadInputError
 from crmt.gradients import GradientConstants
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
+from crmt.precision import exact
 from crmt.predictions import Predictions, predict
 
 
@@ -201,12 +202,13 @@ def evaluate(
         CRMTError: a model that a certificate cannot vouch for.
     """
     source = _factory(batches)
-    facts = (
-        training
-        if isinstance(training, TrainingFacts) or training is None
-        else training_facts(model, training, plan.tau_samples)
-    )
-    predictions = Predictions.concatenated(host.gather(predict(model, source(None))))
+    with exact(model.head.bias.device):  # scores and τ̂ are what radii are made of
+        facts = (
+            training
+            if isinstance(training, TrainingFacts) or training is None
+            else training_facts(model, training, plan.tau_samples)
+        )
+        predictions = Predictions.concatenated(host.gather(predict(model, source(None))))
     certifier = Certifier(model, source, plan.audit, plan.seed, host)
     tau = None if facts is None else facts.tau
     certified = tuple(certifier(certificate, predictions, tau) for certificate in plan.certificates)

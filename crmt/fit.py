@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,12 +23,16 @@ from crmt.arguments import (
     check_whole,
     said,
 )
+from crmt.beside import beside
 from crmt.distributed import mean_over_ranks, rank
-from crmt.errors import BadInputError, CRMTError
+from crmt.errors import BadInputError, CRMTError, CRMTWarning
 from crmt.heads import HEADS, OrthogonalHead
 from crmt.methods.base import Epoch, Forward, Method, Step
 from crmt.modality import Batch, Inputs, check_batch
 from crmt.model import MultiModalModel, check_initialised, evaluating
+from crmt.orthonormal import earlier_rows_in
+from crmt.precision import Precision, check_compiler, check_precision, computing
+from crmt.randomness import generator_on
 
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "step"]
@@ -57,8 +62,13 @@ class FitSettings:
     """For the step schedule: the factor by which it changes."""
     noise: Mapping[str, float] = field(default_factory=dict)
     """Modality to the standard deviation, in its space, of Gaussian noise that is added to training inputs."""
+    precision: Precision = "fp32"
+    """Of forward passes, losses and training attacks: `fp32`, or `bf16` for torch's autocast."""
+    compile: bool = False
+    """Compile the forward pass with torch.compile: slower for the first steps, faster afterwards."""
     seed: int = 0
-    """Fixes the noise, and the random choices of a method."""
+    """Fixes the noise, and the random choices of a method; the numbers are drawn on the inputs' device, and a GPU draws
+    others than a CPU."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "step_every", "seed"):
@@ -70,6 +80,8 @@ class FitSettings:
             check_number(f"noise of {modality!r}", deviation)
         _check_name("optimizer", self.optimizer, get_args(Optimizer))
         _check_name("schedule", self.schedule, get_args(Schedule))
+        _check_name("precision", self.precision, get_args(Precision))
+        check_kind("compile", self.compile, bool, "True or False")
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch.
@@ -121,9 +133,10 @@ def _optimizer(model: MultiModalModel, companion: nn.Module, settings: FitSettin
         raise BadInputError(
             "nothing to train, all parameters are frozen: call requires_grad_(True) on what shall learn"
         )
+    fused = all(p.is_cuda for p in (*decayed, *plain)) or None  # None: torch's own choice
     if settings.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=settings.lr)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+        return torch.optim.Adam(groups, lr=settings.lr, fused=fused)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
 
 
 def _means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
@@ -141,11 +154,11 @@ def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
 
 
 def _noisy(inputs: Inputs, deviations: Mapping[str, float], generator: torch.Generator) -> Inputs:
-    """Inputs plus Gaussian noise; a modality without a deviation stays as it is."""
+    """Inputs plus Gaussian noise, drawn where they lie; a modality without a deviation stays as it is."""
 
     def noise(x: Tensor) -> Tensor:
-        # drawn on the CPU, so that the device does not change the numbers
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        here = generator_on(x.device, generator)
+        return torch.randn(x.shape, generator=here, dtype=x.dtype, device=x.device)
 
     return {m: x + deviations[m] * noise(x) if deviations.get(m) else x for m, x in inputs.items()}
 
@@ -170,6 +183,29 @@ def _check_state(state: Mapping[str, Any]) -> None:
     missing = [key for key in ("model", "optimizer", "epoch") if key not in state]
     if missing:
         raise BadInputError(f"state has no {', '.join(missing)}: give {wanted}")
+
+
+def _optimizer_state(
+    state: Mapping[str, Any], model: MultiModalModel, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """The optimiser's state of a training state. What it holds of parameters that an earlier version kept in another
+    form, momentum of reflections, says nothing of it now: it is left out."""
+    saved = state["optimizer"]
+    how = {key: optimizer.param_groups[0][key] for key in ("fused", "foreach")}  # as on this device, not the saved one
+    groups = [{**group, **how} for group in saved["param_groups"]]
+    earlier = earlier_rows_in(state["model"])
+    if not earlier:
+        return {**saved, "param_groups": groups}
+    warnings.warn(
+        f"this training began in an earlier version: the optimiser's momentum of {', '.join(earlier)} begins anew",
+        CRMTWarning,
+        stacklevel=3,
+    )
+    places = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    parameters = dict(model.named_parameters())
+    gone = {places.get(id(parameters[name])) for name in earlier}
+    kept = {i: entries for i, entries in saved["state"].items() if i not in gone}
+    return {**saved, "state": kept, "param_groups": groups}
 
 
 def _kept_in_evaluation_mode(model: nn.Module) -> list[nn.Module]:
@@ -201,17 +237,19 @@ def fit(
     Args:
         model: moved to its device by the caller.
         method: gives the loss; its head must be the model's.
-        batches: gives an epoch's batches, on the model's device, from its number (counted from 1). Every rank must get
-            the same number of batches.
+        batches: gives an epoch's batches from its number (counted from 1), on the model's device or in the CPU's
+            memory. Every rank must get the same number of batches. On a GPU they are made beside the steps
+            (`crmt.beside`): what makes them may not depend on weights that the last step is still changing.
         settings: optimiser, schedule, noise and seed.
-        state: what `state()` of an earlier result gave; training goes on after that epoch.
+        state: what `state()` of an earlier result gave; training goes on after that epoch. One of an earlier version
+            has the same weights, but momentum of orthogonal ones begins anew, with a `CRMTWarning`.
         wrap: wraps the model for data-parallel training, for example in DistributedDataParallel.
         held_out: gives labelled clips to methods that weigh losses by generalisation (Gradient Blending); never those
             of the test split.
 
     Raises:
         BadInputError: the model's head is not the method's, noise for a modality that the model does not have, nothing
-            to train, or a batch that `check_batch` refuses.
+            to train, a precision or compilation that this machine cannot give, or a batch that `check_batch` refuses.
         CRMTError: an epoch without a batch, or the loss is no longer finite.
     """
     check_model(model)
@@ -226,22 +264,32 @@ def fit(
     if unknown:
         raise BadInputError(f"noise for {', '.join(sorted(unknown))}; the model has {', '.join(model.modalities)}")
     _check_head(model, method)
+    device = model.head.bias.device
+    check_precision(settings.precision, device, model.head.bias.dtype)
+    if settings.compile:
+        check_compiler(device)
     check_initialised(model.state_dict())
     kept_off = _kept_in_evaluation_mode(model)
     learning = [p for p in model.parameters() if p.requires_grad]
     try:
-        companion = method.prepare(model).to(model.head.bias.device)
+        companion = method.prepare(model).to(device)
         optimizer = _optimizer(model, companion, settings)
         done = 0
         if state is not None:
             model.load_state_dict(state["model"])
             companion.load_state_dict(state.get("companion", {}))
-            optimizer.load_state_dict(state["optimizer"])
+            optimizer.load_state_dict(_optimizer_state(state, model, optimizer))
             done = int(state["epoch"])
-        forward = cast(Forward, wrap(model))
+        forward, attacked = cast(Forward, wrap(model)), cast(Forward, model)
+        if settings.compile:
+            forward, attacked = (cast(Forward, torch.compile(f, dynamic=False)) for f in (forward, attacked))
     finally:  # here, not after the last epoch: a caller may stop the generator early
         for parameter in learning:
             parameter.requires_grad_(True)
+
+    def check(batch: Batch) -> None:
+        check_batch(model.modalities, batch, model.head.classes)
+
     for epoch in range(done + 1, settings.epochs + 1):
         started = perf_counter()
         for group in optimizer.param_groups:
@@ -254,20 +302,20 @@ def fit(
         steps = 0
         given = batches(epoch)
         check_batches(given)
-        for batch in given:
-            check_batch(model.modalities, batch, model.head.classes)
+        for batch in beside(given, device, check):
             generator = _generator(settings.seed, epoch, steps)
             step = Step(
                 model=model,
                 companion=companion,
                 forward=forward,
+                attacked=attacked,
                 inputs=_noisy(batch.inputs, settings.noise, generator),
                 labels=batch.labels,
                 epoch=epoch,
                 generator=generator,
             )
-            for name, value in _step(method, step, optimizer).items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+            for name, value in _step(method, step, optimizer, settings.precision).items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
             steps += 1
         if not steps:
             raise CRMTError("an epoch had no batch: lower train.batch_size or give more training clips")
@@ -289,13 +337,15 @@ def fit(
         yield EpochResult(epoch, metrics, capture)
 
 
-def _step(method: Method, step: Step, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _step(method: Method, step: Step, optimizer: torch.optim.Optimizer, precision: Precision) -> dict[str, Tensor]:
     """One step of the optimiser; returns loss, its parts and accuracy."""
-    terms = method.loss(step)
-    step.model.zero_grad()  # not the optimiser's zero_grad: parameters that it leaves out gather gradients, too
-    step.companion.zero_grad()
+    with computing(precision, step.labels.device):
+        terms = method.loss(step)
+    mine, others = list(step.model.parameters()), list(step.companion.parameters())
+    for parameter in (*mine, *others):  # not the optimiser's alone: those that it leaves out gather gradients, too
+        parameter.grad = None
     terms.total.backward()
-    for parameter in step.companion.parameters():  # the model's are averaged by its wrapper
+    for parameter in others:  # the model's are averaged by its wrapper
         if parameter.grad is not None:
             parameter.grad = mean_over_ranks(parameter.grad)
     method.after_backward(step, terms)

@@ -10,10 +10,10 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
 
 from crmt.arguments import check_kind, check_whole
 from crmt.errors import BadInputError
+from crmt.orthonormal import OrthonormalLinear
 
 INITIAL_INTEGRATION = 1.0
 """Integration weights before training. The reference code starts at 0.1, but trains a itself; a = exp(α) would leave
@@ -77,24 +77,11 @@ class ConcatHead(Head):
     """The plain joint classifier on concatenated features, h = Σ_m W^(m) φ^(m) + b; its weights are unconstrained."""
 
 
-class _UnitDiagonal(nn.Module):
-    """Keeps the ±1 on the diagonal of torch's Householder parameters.
-
-    torch casts that diagonal to int. After any weight decay 0.99 would read 0, and the weight would get rows of 0.
-    """
-
-    def forward(self, raw: Tensor) -> Tensor:
-        return raw.diagonal_scatter(raw.diagonal().sign())
-
-    def right_inverse(self, raw: Tensor) -> Tensor:
-        return raw
-
-
 class OrthogonalHead(Head):
     """CRMT's head: W̃^(m) with orthonormal rows, and positive integration weights a = exp(α).
 
-    torch's Householder parametrisation keeps the rows orthonormal at every step of training. The reference code's
-    "orthogonal" layer only centres and normalises each row.
+    The rows are orthonormal at every step of training (`crmt.orthonormal`). The reference code's "orthogonal" layer
+    only centres and normalises each row.
 
     Raises:
         BadInputError: more classes than features, where orthonormal rows do not exist.
@@ -108,8 +95,7 @@ class OrthogonalHead(Head):
                     f"{classes} orthonormal rows need at least {classes} features of {modality!r}, not {width}: "
                     "raise model.features or use a method with a concat head"
                 )
-            parametrizations = cast(nn.ModuleDict, orthogonal(self.linears[modality]).parametrizations)
-            cast(nn.ModuleList, parametrizations["weight"]).insert(0, _UnitDiagonal())
+            self.linears[modality] = OrthonormalLinear(self.weight(modality))
         start = torch.full((len(features), classes), INITIAL_INTEGRATION)
         self.log_integration = nn.Parameter(start.log())
 

@@ -57,7 +57,7 @@ def mixed_margin_regulariser(scores: Tensor, first: Tensor, second: Tensor, mix:
     # exp(−inf) = 0 leaves the two right classes out of the sum
     differences = (scores - own).scatter(2, a, float("-inf")).scatter(2, b, float("-inf"))
     total = torch.logsumexp(differences.flatten(1), dim=1)
-    return torch.logaddexp(total, total.new_tensor(log(floor))).mean()
+    return torch.logaddexp(total, torch.full_like(total, log(floor))).mean()
 
 
 def mixed_cross_entropy(logits: Tensor, first: Tensor, second: Tensor, mix: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from crmt.encoders import Given, build_encoder
 from crmt.errors import BadInputError
 from crmt.heads import HEADS, Head
 from crmt.modality import Inputs, Modality, check_floating, check_inputs, check_name
+from crmt.orthonormal import OrthonormalLinear
+from crmt.precision import without_autocast
 
 
 class Output(NamedTuple):
@@ -128,10 +130,14 @@ class MultiModalModel(nn.Module):
         }
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Output:
-        """Inputs `(B, *shape)` of every modality, in its space."""
+        """Inputs `(B, *shape)` of every modality, in its space. Under torch.autocast the encoders alone follow it."""
         features = self.features(inputs)
-        scores = self.head.scores(features)
-        return Output(self.head.logits(scores), scores, features)
+        with without_autocast(self.head.bias.device):
+            if any(z.dtype != self.head.bias.dtype for z in features.values()):  # under autocast
+                # products with K rows cost little, and scores of 8 bits would decide margins by rounding
+                features = {m: z.to(self.head.bias.dtype) for m, z in features.items()}
+            scores = self.head.scores(features)
+            return Output(self.head.logits(scores), scores, features)
 
 
 def _modality_of(name: str, inputs: Tensor, box: tuple[float, float] | None) -> Modality:
@@ -196,7 +202,7 @@ def check_initialised(tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, parameters frozen and parametrised weights computed once, until the block ends."""
+    """Evaluation mode, parameters frozen and weights that are made from others computed once, until the block ends."""
     check_kind("the model", model, nn.Module, "a crmt.MultiModalModel")
     modes = [(module, module.training) for module in model.modules()]
     # a lazy layer's have no value yet, and may not be touched before its first batch
@@ -205,7 +211,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     for parameter, _ in wanted:
         parameter.requires_grad_(False)
     try:
-        with parametrize.cached():
+        with parametrize.cached(), ExitStack() as held:
+            for part in model.modules():
+                if isinstance(part, OrthonormalLinear):
+                    held.enter_context(part.held())
             yield
     finally:
         for module, training in modes:

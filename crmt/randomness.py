@@ -1,4 +1,4 @@
-"""Detects a model whose outputs for the same inputs change: attacks and evaluations of it would be left to chance."""
+"""Random numbers on the device that needs them; and models whose outputs for the same inputs change by chance."""
 
 from __future__ import annotations
 
@@ -16,6 +16,21 @@ _INPUTS = 8
 _DIFFERENCE = 1e-4
 """The change between two passes that is let pass, as a share of the largest score: AutoAttack's, above GPU rounding."""
 _looked_at: WeakSet[nn.Module] = WeakSet()
+
+
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator on a device: the given one if it draws there, otherwise a new one, seeded by a number that it draws.
+
+    Equal seeds give equal numbers on devices of one kind; a GPU draws others than a CPU. Nothing waits for the device.
+
+    Args:
+        device: where numbers are needed.
+        generator: on the CPU, or on that device.
+    """
+    if generator.device.type == device.type:
+        return generator
+    drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator(device).manual_seed(int(drawn))
 
 
 @torch.no_grad()

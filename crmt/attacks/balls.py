@@ -182,7 +182,8 @@ class Ball:
     def steepest(self, gradients: Inputs) -> Inputs:
         """The direction of steepest ascent with length 1 in each group.
 
-        Gradients are divided by max |g| first: only an exactly zero gradient gives a zero step, one of 1e-30 is whole.
+        Lengths are summed up in float64, where squares do not fade: only an exactly zero gradient gives a zero step,
+        one of 1e-30 is whole.
 
         Args:
             gradients: `(B, *shape)` of every attacked modality.
@@ -192,12 +193,12 @@ class Ball:
             if self.norm == "linf":
                 result |= {m: gradients[m].sign() for m in g.modalities}
                 continue
-            largest = torch.stack([gradients[m].flatten(1).abs().amax(1) for m in g.modalities]).amax(0)
-            safe = torch.where(largest > 0, largest, torch.ones_like(largest))
-            scaled = {m: gradients[m] / columns(safe, gradients[m]) for m in g.modalities}
-            length = _joint_norm(list(scaled.values()))
-            length = torch.where(length > 0, length, torch.ones_like(length))
-            result |= {m: v / columns(length, v) for m, v in scaled.items()}
+            parts = [
+                torch.linalg.vector_norm(gradients[m].flatten(1), dim=1, dtype=torch.float64) for m in g.modalities
+            ]
+            length = torch.stack(parts).norm(dim=0)
+            length = torch.where(length > 0, length, torch.ones_like(length)).to(gradients[g.modalities[0]].dtype)
+            result |= {m: gradients[m] / columns(length, gradients[m]) for m in g.modalities}
         return result
 
     def stepped(self, deltas: Inputs, gradients: Inputs, size: float | Tensor) -> Inputs:
@@ -233,7 +234,7 @@ class Ball:
                 result |= {m: v * columns(epsilon, v) for m, v in noise.items()}
                 continue
             size = sum(v[0].numel() for v in noise.values())
-            uniform = torch.rand(len(first), generator=generator, device=device_of(generator)).to(epsilon)
+            uniform = torch.rand(len(first), generator=generator, device=_drawn_on(generator, first)).to(epsilon)
             scale = epsilon * uniform.pow(1 / size) / _joint_norm(list(noise.values())).clamp_min(1e-38)
             result |= {m: v * columns(scale, v) for m, v in noise.items()}
         return result
@@ -325,8 +326,13 @@ def device_of(generator: torch.Generator | None) -> torch.device:
     return generator.device
 
 
+def _drawn_on(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    """Where numbers for a tensor are drawn: where the generator draws; without one, where the tensor lies."""
+    return like.device if generator is None else device_of(generator)
+
+
 def _noise(like: Tensor, norm: str, generator: torch.Generator | None) -> Tensor:
-    drawn = torch.empty(like.shape, device=device_of(generator), dtype=like.dtype)
+    drawn = torch.empty(like.shape, device=_drawn_on(generator, like), dtype=like.dtype)
     drawn = drawn.normal_(generator=generator) if norm == "l2" else drawn.uniform_(-1, 1, generator=generator)
     return drawn.to(like.device)
 
@@ -337,7 +343,9 @@ def _budget(epsilon: Epsilon, like: Tensor) -> Tensor:
         raise BadInputError(
             f"budgets of shape {tuple(epsilon.shape)} do not fit {len(like)} inputs: give one ε, or one each"
         )
-    return torch.as_tensor(epsilon, dtype=like.dtype, device=like.device).expand(len(like))
+    if isinstance(epsilon, Tensor):
+        return epsilon.to(like).expand(len(like))
+    return like.new_full((len(like),), epsilon)  # a copy of a number from the CPU would wait for the device
 
 
 def columns(values: Tensor, batch: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from crmt.attacks.registry import find_attack
 from crmt.errors import BadInputError
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
+from crmt.precision import Precision, computing
 from crmt.progress import Progress, silent
 
 Budget = float | dict[str, float]
@@ -48,6 +49,8 @@ class AttackPlan:
     norm: Literal["l2", "linf"] = "l2"
     settings: AttackSettings = DEFAULT_SETTINGS
     """How hard the attacks try."""
+    precision: Precision = "fp32"
+    """Of the search; the points that it ends with are judged in float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +69,8 @@ class AttackPlan:
             attack: by name, or `package.module:Name`.
         """
         found = find_attack(attack)
-        return self.settings.chosen(found.settings) | ({"seed": self.seed} if found.random else {})
+        chosen = self.settings.chosen(found.settings) | ({"seed": self.seed} if found.random else {})
+        return chosen | ({} if self.precision == "fp32" else {"precision": self.precision})
 
     def attacked(self, modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Ball name to the modalities that it attacks. With one modality, `joint` and `each` are the same ball.
@@ -158,7 +162,8 @@ def attack_curves(
     for number, batch in enumerate(batches):
         grids = plan.grids(list(model.modalities))
         budgets = {name: grid.budgets for name, grid in grids.items()}
-        broken = _batch(model, batch, grids, plan, plan.seed + number, progress)
+        with computing(plan.precision, batch.labels.device):
+            broken = _batch(model, batch, grids, plan, plan.seed + number, progress)
         for name in grids:
             for attack in plan.names:
                 found.setdefault((attack, name), []).append(~broken[attack, name].cpu())

@@ -59,7 +59,7 @@ class GridRun:
         return self._search((lambda call: run_in_turn(call, rest)) if rest else None, broken)
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed)
+        return torch.Generator(self.batch.labels.device).manual_seed(self.seed)
 
     def _call(self, ball: Ball, generator: torch.Generator, start: Inputs | None = None) -> Call:
         return Call(self.model, self.batch.inputs, self.batch.labels, ball, self.settings, start, generator)

@@ -17,6 +17,7 @@ from crmt.gradients import check_grad_mode, input_gradients
 from crmt.losses import logit_margin
 from crmt.modality import Inputs, check_inputs, check_labels
 from crmt.model import MultiModalModel, evaluating
+from crmt.precision import without_autocast
 from crmt.randomness import warn_if_random
 
 OUTSIDE = 1e-4
@@ -121,7 +122,7 @@ class Search:
         ball.epsilons(self.attacked)  # refuses budgets that do not fit
         if len(labels):
             warn_if_random(model, self.clean)
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(labels.device):
             self.logits = wide(model(self.clean).logits)
         check_labels(labels, self.logits.shape[1])
         self.margin = _nan_is_wrong(logit_margin(self.logits, labels))
@@ -244,10 +245,11 @@ class Search:
         return chosen(flat, self.random(generator), there) if bool(flat.any()) else there
 
     def result(self) -> AttackResult:
-        """The best points, seen once more by the model.
+        """The best points, seen once more by the model, without autocast.
 
         Where x + δ, rounded, lies outside the ball, δ is shortened first. Margins are those of the search, but where
-        the model, given the whole batch, decides otherwise: rounding differs with the size of a batch.
+        the model, given the whole batch, decides otherwise: rounding differs with the size of a batch. Of a search
+        under autocast no margin is kept.
         """
         ball = self._all[1]
         best = {m: moved(self.clean[m], d) for m, d in self.best.items()}
@@ -265,7 +267,8 @@ class Search:
         inputs = self.clean | best
         with evaluating(self.model):
             seen = self._seen(inputs)
-        self.margin = torch.where(shortened | ((seen > 0) != (self.margin > 0)), seen, self.margin)
+        rough = torch.is_autocast_enabled(seen.device.type)
+        self.margin = torch.where(rough | shortened | ((seen > 0) != (self.margin > 0)), seen, self.margin)
         return AttackResult(inputs, self.margin)
 
     def margins(self, deltas: Inputs) -> Tensor:
@@ -274,7 +277,8 @@ class Search:
 
     @torch.no_grad()
     def _seen(self, inputs: Inputs) -> Tensor:
-        return _nan_is_wrong(logit_margin(wide(self.model(inputs).logits), self._all[0]))
+        with without_autocast(self._all[0].device):
+            return _nan_is_wrong(logit_margin(wide(self.model(inputs).logits), self._all[0]))
 
 
 def _nan_is_wrong(margin: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def audit_batches(
     done = 0
     for number, batch in enumerate(batches):
         check_batch_kind(batch)
-        generator = torch.Generator().manual_seed(seed + number)
+        generator = torch.Generator(batch.labels.device).manual_seed(seed + number)
         here = slice(done, done + len(batch.labels))
         parts.append(
             audit(

@@ -64,7 +64,7 @@ class Certificate(ABC):
     lipschitz_encoders: ClassVar[bool] = False
     """Whether encoders must be 1-Lipschitz: those of the user's own are then verified before anything is decoded."""
     exact_arithmetic: ClassVar[bool] = False
-    """Whether products must not be rounded to less than float32, as TF32 does."""
+    """Whether everything is computed in float32, without autocast and TF32; certificates by scores always are."""
     audited_by: ClassVar[str | None] = None
     """The attack of its own that `audit` uses, in words; None: the one that is asked for."""
 
@@ -161,6 +161,7 @@ class Certificate(ABC):
 class ScoreCertificate(Certificate):
     """A certificate that needs no more of a clip than its scores, which are computed once for all certificates."""
 
+    exact_arithmetic = True
     needs_tau: ClassVar[bool] = False
     """Whether it needs gradients of training clips."""
 

@@ -290,7 +290,6 @@ class Lipschitz(ScoreCertificate):
     sound = True
     meaning = "certified radius from 1-Lipschitz encoders: sound"
     lipschitz_encoders = True
-    exact_arithmetic = True
 
     def check_head(self, head: type[Head], method: str) -> None:
         if not head.additive:

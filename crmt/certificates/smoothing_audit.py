@@ -112,7 +112,7 @@ def audit_smoothing(
     violated = {name: torch.zeros(len(clips), dtype=torch.bool) for name in balls}
     noise = generator_of(model.head.bias.device, seed, "attack")
     smoothed = Smoothed(model, settings.sigmas, draws=draws, generator=noise)
-    starts = torch.Generator().manual_seed(seed)
+    starts = torch.Generator(model.head.bias.device).manual_seed(seed)
     done = 0
     for batch in batches:
         _check_same(clips[done : done + len(batch.labels)], batch.labels)

@@ -11,21 +11,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from crmt.precision import without_autocast
+
 
 def cayley(free: Tensor) -> Tensor:
     """`(..., n, k)` to a matrix of that shape with orthonormal columns (n ≥ k) or rows (n < k); smooth everywhere.
 
     With the upper square U and the rest V of `free`, and A = U − Uᵀ + VᵀV, the columns of
-    [(I − A)(I + A)⁻¹ ; −2 V (I + A)⁻¹] are orthonormal (Trockman & Kolter, ICLR 2021). I + A always has an inverse.
+    [(I − A)(I + A)⁻¹ ; −2 V (I + A)⁻¹] are orthonormal (Trockman & Kolter, ICLR 2021); the upper one is
+    2 (I + A)⁻¹ − I. I + A always has an inverse, which is why nobody waits for the device to say so.
     """
     rows, columns = free.shape[-2:]
     if rows < columns:
         return cayley(free.mT).mT
-    upper, lower = free[..., :columns, :], free[..., columns:, :]
-    a = upper - upper.mT + lower.mT @ lower
-    identity = torch.eye(columns, dtype=free.dtype, device=free.device)
-    inverse = torch.linalg.inv(identity + a)
-    return torch.cat([(identity - a) @ inverse, -2 * lower @ inverse], dim=-2)
+    with without_autocast(free.device):
+        upper, lower = free[..., :columns, :], free[..., columns:, :]
+        identity = torch.eye(columns, dtype=free.dtype, device=free.device)
+        twice = 2 * torch.linalg.inv_ex(identity + (upper - upper.mT + lower.mT @ lower)).inverse
+        return torch.cat([twice - identity, -lower @ twice], dim=-2)
 
 
 def _free(*shape: int) -> Tensor:
@@ -49,13 +52,14 @@ class _OrthogonalKernel(nn.Module):
     """
 
     def forward(self, first: Tensor, turns: Tensor) -> Tensor:
-        kernel = cayley(first)[:, :, None, None]
-        bases = cayley(turns)
-        projectors = bases @ bases.mT
-        rest = torch.eye(projectors.shape[-1], dtype=turns.dtype, device=turns.device) - projectors
-        for i, factor in enumerate(torch.stack([projectors, rest], dim=-1)):
-            kernel = _composed(factor[:, :, None, :] if i % 2 == 0 else factor[:, :, :, None], kernel)
-        return kernel
+        with without_autocast(first.device):
+            kernel = cayley(first)[:, :, None, None]
+            bases = cayley(turns)
+            projectors = bases @ bases.mT
+            rest = torch.eye(projectors.shape[-1], dtype=turns.dtype, device=turns.device) - projectors
+            for i, factor in enumerate(torch.stack([projectors, rest], dim=-1)):
+                kernel = _composed(factor[:, :, None, :] if i % 2 == 0 else factor[:, :, :, None], kernel)
+            return kernel
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         channels_out, channels_in = weight.shape[:2]

@@ -37,8 +37,9 @@ class BatchNorm(nn.BatchNorm2d):
         if not (self.training and world_size() > 1):
             return super().forward(input)
         ranks = world_size()
-        mean = cast(Tensor, _SumOverRanks.apply(input.mean((0, 2, 3)))) / ranks
-        square = (input - mean[:, None, None]).square().mean((0, 2, 3))
+        x = input.float() if input.dtype.itemsize < 4 else input  # statistics of what autocast gives
+        mean = cast(Tensor, _SumOverRanks.apply(x.mean((0, 2, 3)))) / ranks
+        square = (x - mean[:, None, None]).square().mean((0, 2, 3))
         var = cast(Tensor, _SumOverRanks.apply(square)) / ranks
         with torch.no_grad():
             count = input.numel() // input.shape[1] * ranks
@@ -47,7 +48,7 @@ class BatchNorm(nn.BatchNorm2d):
             cast(Tensor, self.running_var).lerp_(var * (count / max(count - 1, 1)), momentum)
             cast(Tensor, self.num_batches_tracked).add_(1)
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return torch.addcmul((self.bias - mean * scale)[:, None, None], input, scale[:, None, None])
+        return torch.addcmul((self.bias - mean * scale)[:, None, None], x, scale[:, None, None]).to(input.dtype)
 
 
 class _Shortcut(nn.Conv2d):

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from crmt.attacks import Ball
 from crmt.attacks.balls import moved, wide
 from crmt.attacks.losses import attack_loss
-from crmt.distributed import sum_over_ranks
+from crmt.distributed import sum_over_ranks, world_size
 from crmt.errors import BadInputError
 from crmt.gradients import input_gradients
 from crmt.losses import margin_regulariser
-from crmt.methods.base import LossTerms, Step
+from crmt.methods.base import Forward, LossTerms, Step
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, Output, evaluating
+from crmt.randomness import generator_on
 
 
 def require(name: str, value: float, *, at_least: float = -inf, above: float = -inf, below: float = inf) -> None:
@@ -70,7 +71,9 @@ def margin_loss(output: Output, labels: Tensor, rho: float) -> LossTerms:
 def common_seed(step: Step, below: int) -> int:
     """A random number in [0, below), the same on every worker, though each worker's generator differs."""
     drawn = torch.randint(below, (1,), generator=step.generator)
-    return int(sum_over_ranks(drawn.to(step.labels.device))) % below
+    if world_size() > 1:
+        drawn = sum_over_ranks(drawn.to(step.labels.device))
+    return int(drawn) % below
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,20 @@ def mixed(step: Step, alpha: float) -> Mixed:
         alpha: α, above 0.
     """
     mix = float(np.random.default_rng(common_seed(step, 2**62)).beta(alpha, alpha))
-    order = torch.randperm(len(step.labels), generator=step.generator).to(step.labels.device)
+    device = step.labels.device
+    order = torch.randperm(len(step.labels), generator=generator_on(device, step.generator), device=device)
     inputs = {m: mix * x + (1 - mix) * x[order] for m, x in step.inputs.items()}
     return Mixed(inputs, step.labels, step.labels[order], mix)
 
 
-def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor, ball: Ball, steps: int) -> Inputs:
+def adversarial(
+    model: MultiModalModel,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    ball: Ball,
+    steps: int,
+    forward: Forward | None = None,
+) -> Inputs:
     """Training inputs that raise the cross-entropy: the last point of ℓ2 PGD from x, with steps of 2.5 ε / steps.
 
     This is not `crmt.attacks.pgd`, which returns the point of least margin among all that it saw; training takes the
@@ -114,9 +125,11 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
         labels: y, `(B,)`.
         ball: which modalities are attacked, and how far.
         steps: gradient steps.
+        forward: the model as a function, such as `Step.attacked`; None: the model itself.
 
     Returns: all inputs, those of attacked modalities moved.
     """
+    forward = model if forward is None else forward
     clean = {m: inputs[m].detach() for m in model.modalities}
     attacked = {m: wide(clean[m]) for m in ball.attacked}
     deltas = {m: torch.zeros_like(x) for m, x in attacked.items()}
@@ -125,7 +138,7 @@ def adversarial(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Te
             leaves = {m: moved(clean[m], d).requires_grad_() for m, d in deltas.items()}
             with torch.enable_grad():
                 # a first layer that works in place may not be given a leaf
-                logits = wide(model(clean | {m: leaf.clone() for m, leaf in leaves.items()}).logits)
+                logits = wide(forward(clean | {m: leaf.clone() for m, leaf in leaves.items()}).logits)
                 # not F.cross_entropy: on a confident model its gradient is 0 in float32, or points a wrong way
                 loss = attack_loss("cross_entropy", logits, labels, None).sum()
             if logits.shape[1] < 2:  # with one class there is nothing to attack
@@ -146,4 +159,4 @@ def joint_adversarial(step: Step, epsilon: float, steps: int) -> Inputs:
         steps: gradient steps.
     """
     ball = Ball.joint(step.model.modalities, epsilon)
-    return adversarial(step.model, step.inputs, step.labels, ball, steps)
+    return adversarial(step.model, step.inputs, step.labels, ball, steps, step.attacked)

@@ -35,6 +35,8 @@ class Step:
     """What `prepare` returned. Its parameters are trained with the model's; none of it is in the saved model."""
     forward: Forward
     """The training forward pass. With several workers, only its gradients are averaged over them."""
+    attacked: Forward
+    """`model` as a function, compiled where training is: for passes other than the training forward pass."""
     inputs: Mapping[str, Tensor]
     """Modality to its inputs, `(B, *shape)`, in the modality's space."""
     labels: Tensor
@@ -42,7 +44,8 @@ class Step:
     epoch: int
     """Counted from 1."""
     generator: torch.Generator
-    """A generator on the CPU, fixed by (seed, epoch, step, rank), so that a resumed run draws the same numbers."""
+    """A generator on the CPU, fixed by (seed, epoch, step, rank), so that a resumed run draws the same numbers.
+    For large tensors `crmt.randomness.generator_on(device, generator)` is one where they lie."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from crmt.attacks.balls import columns
 from crmt.methods._shared import margin_loss, require
 from crmt.methods.base import LossTerms, Method, Step
+from crmt.modality import Inputs
+
+_REACH = 0.25
+"""How far the two points of the difference lie from x, in units of ε. Further off the loss bends away from its tangent.
+Nearer, since networks of ReLUs are linear in pieces, the kinks that happen to lie in between drown the difference: on
+avdigits the cosine to the exact gradient of L1 is 0.97 to 0.996 at a quarter, 0.93 to 0.99 at a tenth and 0.65 to 0.84
+at a hundredth, in bfloat16 as in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +33,10 @@ class CRMTGradient(Method):
     penalties go back to Drucker and Le Cun ("Improving generalization performance using double backpropagation", 1992).
     Batch norm in training mode makes a clip's loss depend on the other clips of its batch, too; the gradient of the
     whole batch's loss by a clip's inputs is taken for that of its own loss.
+
+    Nothing is differentiated twice: with the direction d = ∇_x ℓ / ‖∇_x ℓ‖ held, ‖∇_x ℓ‖ is a difference of ℓ along it
+    (Finlay and Oberman, "Scaleable input gradient regularization for adversarial robustness", 2019), here between
+    x + h d and x − h d, and ℓ the mean of both: L1 = (½ + ε/2h) ℓ(x + h d) + (½ − ε/2h) ℓ(x − h d).
     """
 
     title = "CRMT-gradient"
@@ -40,15 +53,21 @@ class CRMTGradient(Method):
         require("epsilon", self.epsilon, above=0)
 
     def loss(self, step: Step) -> LossTerms:
-        names = list(step.model.modalities)
-        inputs = {m: step.inputs[m].detach().requires_grad_() for m in names}
-        terms = margin_loss(step.forward(inputs), step.labels, self.rho)
-        gradients = torch.autograd.grad(
-            terms.total * len(step.labels), list(inputs.values()), create_graph=True, materialize_grads=True
-        )
-        squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-        penalty = (squares + 1e-12).sqrt().mean()  # the square root has no derivative at 0
-        return LossTerms(terms.total + self.epsilon * penalty, {**terms.parts, "gradient_norm": penalty}, terms.output)
+        inputs = {m: step.inputs[m].detach().requires_grad_() for m in step.model.modalities}
+        here = margin_loss(step.forward(inputs), step.labels, self.rho)
+        gradients = torch.autograd.grad(here.total * len(step.labels), list(inputs.values()), materialize_grads=True)
+        length = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+        reach = _REACH * self.epsilon
+        scale = torch.where(length > 0, reach / length, torch.zeros_like(length))
+        moves = {m: columns(scale, g) * g for m, g in zip(inputs, gradients, strict=True)}
+        ahead, behind = (self._total(step, {m: step.inputs[m] + sign * moves[m] for m in moves}) for sign in (1, -1))
+        weight = self.epsilon / (2 * reach)
+        total = (0.5 + weight) * ahead + (0.5 - weight) * behind
+        parts = {name: part.detach() for name, part in here.parts.items()}
+        return LossTerms(total, {**parts, "gradient_norm": length.mean()}, here.output)
+
+    def _total(self, step: Step, inputs: Inputs) -> Tensor:
+        return margin_loss(step.forward(inputs), step.labels, self.rho).total
 
 
 METHOD = CRMTGradient

@@ -17,6 +17,7 @@ from crmt.heads import OddOneOutHead
 from crmt.methods._shared import adversarial, require
 from crmt.methods.base import LossTerms, Method, Step
 from crmt.model import Output
+from crmt.randomness import generator_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,10 @@ class MSEFM(Method):
 
     def loss(self, step: Step) -> LossTerms:
         names, labels, count = tuple(step.model.modalities), step.labels, len(step.labels)
-        odd = torch.randint(len(names), (count,), generator=step.generator).to(labels.device)
+        generator = generator_on(labels.device, step.generator)
+        odd = torch.randint(len(names), (count,), generator=generator, device=labels.device)
         ball = Ball.product({m: self.epsilon * (odd == i).to(step.inputs[m].dtype) for i, m in enumerate(names)})
-        perturbed = adversarial(step.model, step.inputs, labels, ball, self.attack_steps)
+        perturbed = adversarial(step.model, step.inputs, labels, ball, self.attack_steps, step.attacked)
         both = step.forward({m: torch.cat([step.inputs[m], perturbed[m]]) for m in names})
         entropy = F.cross_entropy(both.logits, labels.repeat(2))
         guesses = cast(OddOneOutHead, step.model.head).odd_one_out(both.features)

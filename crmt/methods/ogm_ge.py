@@ -62,16 +62,17 @@ class OGMGE(Method):
     def after_backward(self, step: Step, terms: LossTerms) -> None:
         factors = self.coefficients(confidence(terms.output, step.model.head.bias, step.labels))
         # one seed for all workers: their gradients are the same, and must stay so
-        generator = torch.Generator().manual_seed(common_seed(step, 2**31))
+        device = step.labels.device
+        generator = torch.Generator(device).manual_seed(common_seed(step, 2**31))
         # a kernel of two modalities at once is held back by the mean of their factors, once
-        shared: dict[nn.Parameter, list[float]] = {}
-        for factor, name in zip(factors.tolist(), step.model.modalities, strict=True):
+        shared: dict[nn.Parameter, list[Tensor]] = {}
+        for factor, name in zip(factors, step.model.modalities, strict=True):
             for parameter in kernels(step.model.encoders[name]):
                 shared.setdefault(parameter, []).append(factor)
         for parameter, each in shared.items():
             if parameter.grad is not None:
-                gradient, factor = parameter.grad, sum(each) / len(each)
-                noise = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype).to(gradient.device)
+                gradient, factor = parameter.grad, torch.stack(each).mean()
+                noise = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype, device=device)
                 parameter.grad = factor * gradient + gradient.std(correction=0) * noise
 
     def coefficients(self, confidences: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from crmt.certificates.estimate import Estimate
 from crmt.doors import Door, split_arguments
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
+from crmt.precision import Precision
 from pipelines.config.schema import Count, NonNegative, Positive, Section, UnitInterval
 
 
@@ -131,6 +132,11 @@ class TrainConfig(_WithMethodFields):
     step_every: Count = 60
     """step: epochs between decays."""
     step_factor: Positive = 0.1
+    precision: Precision = "fp32"
+    """Of training and attacks: fp32 (convolutions on a GPU in TF32), or bf16 (torch's autocast). Scores, losses, radii,
+    and the check that ends every attack are float32 in both."""
+    compile: bool = False
+    """Compile the network with torch.compile: a minute more for the first epoch, faster ones afterwards."""
     tau_samples: Count = 512
     """Training clips whose gradients estimate τ."""
     step2: Step2Config = Step2Config()

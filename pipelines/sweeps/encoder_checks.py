@@ -16,6 +16,7 @@ from crmt.errors import BadInputError, CRMTError
 from crmt.heads import HEADS
 from crmt.modality import Modality
 from crmt.model import MultiModalModel
+from crmt.precision import Precision, computing
 from pipelines.clips.batches import expected_modalities
 from pipelines.config.schema import DataConfig
 
@@ -23,7 +24,16 @@ INPUTS = 2
 """The smallest batch that batch normalisation trains on."""
 
 
-def check_encoder(data: DataConfig, modality: str, given: Given, features: int, *, verify: bool, seed: int) -> int:
+def check_encoder(
+    data: DataConfig,
+    modality: str,
+    given: Given,
+    features: int,
+    *,
+    verify: bool,
+    seed: int,
+    precision: Precision = "fp32",
+) -> int:
     """Build an encoder and run one batch of random inputs through it, forwards and backwards; returns its bytes.
 
     Args:
@@ -31,6 +41,7 @@ def check_encoder(data: DataConfig, modality: str, given: Given, features: int, 
         given: a value of `model.encoders.<modality>`.
         verify: whether an encoder of the user's own must be 1-Lipschitz, as the certificate `lipschitz` verifies it.
         seed: fixes weights and inputs.
+        precision: of training.
 
     Raises:
         BadInputError: one line that names the field, and what of this the encoder does not do.
@@ -41,6 +52,8 @@ def check_encoder(data: DataConfig, modality: str, given: Given, features: int, 
         encoder, name = build_encoder(given, shape, features), split_arguments(given)[0]
         for training in (True, False) if is_foreign(given) else (False,):
             _check_batch(name, encoder.train(training), shape, features)
+        if precision != "fp32":
+            _check_batch(name, encoder.train(), shape, features, precision)
         if verify and is_foreign(given):
             _check_constant(encoder, shape, features)
         return sum(t.numel() * t.element_size() for t in encoder.state_dict().values())
@@ -67,13 +80,17 @@ def _naming(modality: str) -> Iterator[None]:
         raise BadInputError(f"model.encoders.{modality}: {error}") from None
 
 
-def _check_batch(name: str, encoder: nn.Module, modality: Modality, features: int) -> None:
+def _check_batch(
+    name: str, encoder: nn.Module, modality: Modality, features: int, precision: Precision = "fp32"
+) -> None:
     mean, std = modality.per_channel(modality.mean), modality.per_channel(modality.std)
     raw = torch.rand(INPUTS, *modality.shape) if modality.box else torch.randn(INPUTS, *modality.shape)
     x = ((raw - mean) / std).requires_grad_()
     how = "in training" if encoder.training else "in evaluation"
+    how += "" if precision == "fp32" else f" in train.precision {precision}"
     try:
-        found = encoder(x.clone())  # a first layer may work in place
+        with computing(precision, x.device):
+            found = encoder(x.clone())  # a first layer may work in place
     except Exception as error:
         raise BadInputError(f"{name} fails {how} on a batch of shape {tuple(x.shape)}: {one_line(error)}") from error
     if not isinstance(found, Tensor):
@@ -83,7 +100,7 @@ def _check_batch(name: str, encoder: nn.Module, modality: Modality, features: in
             f"{name} gives {tuple(found.shape)} for a batch of shape {tuple(x.shape)}: it must give (batch, features), "
             f"{(INPUTS, features)} here; the second argument that it is called with is the width"
         )
-    if found.dtype != x.dtype:
+    if found.dtype != x.dtype and precision == "fp32":
         raise BadInputError(f"{name} gives {found.dtype} features of {x.dtype} inputs: give both in one type")
     if not bool(found.isfinite().all()):
         raise BadInputError(f"{name} gives NaN or infinity {how} on random inputs")

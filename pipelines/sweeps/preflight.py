@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +20,7 @@ from crmt.errors import BadInputError
 from crmt.heads import HEADS
 from crmt.methods import method_class
 from crmt.model import ModelSpec
+from crmt.precision import check_compiler
 from pipelines.clips.kinds import check_modalities, kinds_of
 from pipelines.clips.streaming import READ_CPUS
 from pipelines.config.paths import cache_root, clips_root
@@ -131,7 +133,8 @@ class Plan:
             + _scheduler(config),
             "methods": ", ".join(method_class(m).title for m in methods_of(config)),
             "searched": "; ".join(f"{p} {next(iter(s.items()))[1]}" for p, s in config.search.items()) or "nothing",
-            "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}",
+            "training": f"{config.train.epochs} epochs, batch {config.train.batch_size}, {config.train.precision}"
+            + ", compiled" * config.train.compile,
             "chosen by": f"validation {config.select.metric}"
             + (
                 f" (PGD-{config.select.steps}, joint ε {config.select.epsilon:g})"
@@ -189,6 +192,8 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> int:
         _check_method(config, name, trained.head if trained else method_class(name).head)
     if trained is None:
         _check_options(config)
+        if any(_values_of(config, "train.compile")) and not config.sweep.gpus_per_worker:
+            check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     find_attack(config.certify.audit_attack)
     if config.sweep.algorithm == "points" and config.search and not config.sweep.start_with:
         raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
@@ -217,7 +222,15 @@ def _check_encoders(config: RunConfig, build: bool) -> int:
                 for certificate in certificates:
                     check_certified(certificate, modality, given)
                 for width in _values_of(config, "model.features") if build else ():
-                    size = check_encoder(config.data, modality, given, width, verify=verify, seed=config.train.seed)
+                    size = check_encoder(
+                        config.data,
+                        modality,
+                        given,
+                        width,
+                        verify=verify,
+                        seed=config.train.seed,
+                        precision="bf16" if "bf16" in _values_of(config, "train.precision") else "fp32",
+                    )
                     largest[modality] = max(size, largest.get(modality, 0))
     return sum(largest.values())
 

@@ -1,4 +1,4 @@
-"""What certificates need of a trial: arithmetic that is exact enough, and a store to go on from."""
+"""What certificates need of a trial: a store to go on from."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
-
-
-def exact_arithmetic(config: RunConfig) -> None:
-    """Switch TF32 off where a certificate of the configuration does not allow for its rounding."""
-    if any(certificate.exact_arithmetic for certificate in config.certificates()):
-        torch.backends.cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from crmt.certificates.estimate import gradient_constants
 from crmt.gradients import GradientConstants
 from crmt.methods import Method, method_class
 from crmt.model import ModelSpec, MultiModalModel, build_model
+from crmt.precision import exact
 from crmt.predictions import Predictions, predict
 from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
-from pipelines.trials.certify import TrialClipStore, exact_arithmetic
+from pipelines.trials.certify import TrialClipStore
 from pipelines.trials.measure import Measured, Measurement, Rows
 from pipelines.trials.sessions import Session
 
@@ -54,8 +55,9 @@ class TrialEvaluation:
             session: gathers what the ranks computed on their shares.
         """
         session.progress("τ", 0.0)
-        constants = _constants(model, config, clips, session)
-        mine = predict(model, clips.ordered("train"), missing=False)
+        with exact(session.place.device):
+            constants = _constants(model, config, clips, session)
+            mine = predict(model, clips.ordered("train"), missing=False)
         training = Predictions.concatenated(session.gather(mine))
         return TrialEvaluation(config, given, clips, session, model, constants, training)
 
@@ -151,7 +153,6 @@ def evaluate_saved(
     Raises:
         CRMTError: a certificate that cannot vouch for the model.
     """
-    exact_arithmetic(config)
     model = saved.build().to(session.place.device)
     stage = str(saved.card.get("stage") or stage_of(method_class(config.train.method)))
     TrialEvaluation.of(model, config, given, clips, session).measure(stage, True)

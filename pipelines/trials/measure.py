@@ -67,6 +67,7 @@ def attack_plan(config: RunConfig, balls: tuple[str, ...] | None = None) -> Atta
             queries=attack.queries,
         ),
         product={m: tuple(budgets) for m, budgets in attack.product.items()} if balls is None else {},
+        precision=config.train.precision,
         seed=config.train.seed,
     )
 

@@ -21,12 +21,12 @@ from crmt.integration import optimise_integration
 from crmt.methods.base import Method
 from crmt.modality import Batch
 from crmt.model import ModelSpec, MultiModalModel, build_model
+from crmt.precision import computing, exact
 from crmt.predictions import Predictions
 from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
-from pipelines.trials.certify import exact_arithmetic
 from pipelines.trials.evaluation import TrialEvaluation, stage_of, write_rows
 from pipelines.trials.measure import Rows
 from pipelines.trials.sessions import Session
@@ -50,7 +50,6 @@ class _Trial:
 
     def run(self) -> dict[str, Any]:
         started = perf_counter()
-        exact_arithmetic(self.config)
         train = self.config.train
         method = self.config.training_method()
         spec = self._spec(method)
@@ -99,6 +98,8 @@ class _Trial:
             step_every=train.step_every,
             step_factor=train.step_factor,
             noise=train.noise,
+            precision=train.precision,
+            compile=train.compile,
             seed=train.seed,
         )
         state = self.session.resume()
@@ -151,7 +152,8 @@ class _Trial:
         if limit is not None:
             for batch in self.clips.ordered("validation", limit, seed):
                 ball = Ball.joint(model.modalities, select.epsilon)
-                found = pgd(model, batch.inputs, batch.labels, ball, steps=select.steps)
+                with computing(self.config.train.precision, self.session.place.device):
+                    found = pgd(model, batch.inputs, batch.labels, ball, steps=select.steps)
                 robust += int((~found.broken).sum())
                 attacked += len(batch.labels)
         counts = self.session.gather((right, counted, robust, attacked))
@@ -173,7 +175,8 @@ class _Trial:
         head = model.head
         assert isinstance(head, OrthogonalHead)
         self.session.progress("step 2", 0.0)
-        certificate, maximised = for_step2(self.config.certificates(), model, constants.tau.cpu())
+        with exact(self.session.place.device):
+            certificate, maximised = for_step2(self.config.certificates(), model, constants.tau.cpu())
         found = optimise_integration(
             training.scores,
             training.labels,

@@ -79,7 +79,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "FitSettings": (
         FitSettings,
         {"epochs": 1, "lr": 0.1, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "schedule": "step"}
-        | {"step_every": 2, "step_factor": 0.1, "noise": {}, "seed": 0},
+        | {"step_every": 2, "step_factor": 0.1, "noise": {}, "seed": 0}
+        | {"precision": "fp32", "compile": False},
     ),
     "predict": (crmt.predict, {"model": MODEL, "batches": [BATCH], "missing": True}),
     "gradient_constants": (crmt.gradient_constants, {"model": MODEL, "batches": [BATCH], "pairs": None}),

@@ -204,6 +204,9 @@ def test_noise_is_gaussian_of_the_given_deviation_and_only_where_asked_for() -> 
         assert torch.equal(n.inputs["video"], p.inputs["video"])
         assert torch.equal(n.inputs["audio"], s.inputs["audio"])
         assert not torch.equal(n.inputs["audio"], o.inputs["audio"])
+        again = torch.Generator().manual_seed(n.generator.initial_seed())
+        drawn = torch.randn(p.inputs["audio"].shape, generator=again)
+        assert torch.equal(n.inputs["audio"], p.inputs["audio"] + 0.5 * drawn)
 
 
 def test_noise_of_an_unknown_modality_is_refused() -> None:

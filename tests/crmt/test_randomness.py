@@ -16,6 +16,7 @@ from crmt.errors import CRMTWarning
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
 from crmt.predictions import predict
+from crmt.randomness import generator_on
 
 INPUTS = {"a": torch.randn(12, 10, generator=torch.Generator().manual_seed(0))}
 LABELS = torch.arange(12) % 3
@@ -106,3 +107,20 @@ def test_radii_of_small_types_are_computed_in_float32(kind: torch.dtype) -> None
     exact = radii("estimate", ("a", "b"), small[0].double(), small[1].double(), labels, small[2].double())
     assert found.joint.dtype == torch.float32
     torch.testing.assert_close(found.joint.double(), exact.joint, rtol=1e-5, atol=1e-6)
+
+
+def test_a_generator_draws_where_it_is_wanted() -> None:
+    generator = torch.Generator().manual_seed(3)
+    assert generator_on(torch.device("cpu"), generator) is generator
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_equal_seeds_give_equal_numbers_on_a_gpu_and_each_call_others() -> None:
+    device = torch.device("cuda")
+    drawn = []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(2):
+            drawn.append(torch.randn(5, generator=generator_on(device, generator), device=device))
+    assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[1], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1])

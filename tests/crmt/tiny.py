@@ -185,6 +185,7 @@ def one_step(model: MultiModalModel, batch: Batch, method: Method) -> Step:
         model=model,
         companion=method.prepare(model),
         forward=model,
+        attacked=model,
         inputs=batch.inputs,
         labels=batch.labels,
         epoch=1,

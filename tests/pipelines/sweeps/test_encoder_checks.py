@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,13 @@ class Detached(Net):
 class Failing(Net):
     def forward(self, x):
         raise ValueError("no such luck")
+
+class OnlyFloat32(Net):
+    def forward(self, x):
+        found = super().forward(x)
+        if found.dtype != torch.float32:
+            raise ValueError("a kernel of my own, in float32")
+        return found
 
 class OnlyTrained(Net):
     def forward(self, x):
@@ -127,6 +135,24 @@ def test_an_encoder_that_works_passes_in_any_width_and_draws_nothing_from_the_ge
             "a test",
         )
     )
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    "changes", [{"train": {"precision": "bf16"}}, {"search": {"train.precision": {"choice": ["fp32", "bf16"]}}}]
+)
+def test_an_encoder_that_cannot_compute_in_bfloat16_is_refused_where_it_must(changes: dict[str, Any]) -> None:
+    check("own_nets:OnlyFloat32")
+    check("own_nets:Net", **changes)
+    with pytest.raises(BadInputError, match=r"fails in training in train.precision bf16 on .*a kernel of my own"):
+        check("own_nets:OnlyFloat32", **changes)
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    check("small_resnet", train={"compile": True})
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(BadInputError, match=r"train.compile needs a C\+?\+? ?.*compiler, and none of .* is installed"):
+        check("small_resnet", search={"train.compile": {"choice": [False, True]}})
 
 
 @pytest.mark.usefixtures("own")

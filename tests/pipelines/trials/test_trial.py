@@ -250,3 +250,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
         config = small.config(train={"epochs": 1, "seed": seed})
         digests.append(go(tmp_path / str(i), decoded, config)["weights_sha256"])
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_trial_in_bf16_says_so_with_every_result(small: Small, decoded: Decoded, tmp_path: Path) -> None:
+    config = small.config(train={"method": "crmt_at", "precision": "bf16", "epochs": 1, "attack_steps": 1})
+    report = go(tmp_path, decoded, config)
+    row = trial_row(TRIAL, config, {}, {}, now())
+    model, _, card = load_model(tmp_path / report["model"])
+    assert json.loads(row["config"])["train"]["precision"] == card["config"]["train"]["precision"] == "bf16"
+    assert card["config"]["train"]["compile"] is False
+    assert {json.loads(s)["precision"] for s in read(tmp_path, "curves").settings} == {"bf16"}
+    assert all(p.dtype == torch.float32 for p in model.parameters())
