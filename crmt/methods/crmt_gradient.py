@@ -21,7 +21,7 @@ from crmt.modality import Inputs
 _REACH = 0.25
 """How far the two points of the difference lie from x, in units of ε. Further off the loss bends away from its tangent.
 Nearer, since networks of ReLUs are linear in pieces, the kinks that happen to lie in between drown the difference: on
-avdigits the cosine to the exact gradient of L1 is 0.97 to 0.996 at a quarter, 0.93 to 0.99 at a tenth and 0.65 to 0.84
+avdigits the cosine to the exact gradient of L1 is 0.97 to 0.996 at 0.29, 0.93 to 0.99 at a tenth and 0.65 to 0.84
 at a hundredth, in bfloat16 as in float32."""
 
 
