@@ -294,22 +294,17 @@ class Search:
                 best[m][rows] = moved(self.clean[m][rows], d[rows])
         inputs = self.clean | best
         with evaluating(self.model):
-            seen = self._seen(best)
+            seen = self._seen(inputs)
         self.margin = torch.where(shortened | ((seen > 0) != (self.margin > 0)), seen, self.margin)
         return AttackResult(inputs, self.margin)
 
     def margins(self, deltas: Inputs) -> Tensor:
         """The margins at x + δ of the whole batch, `(B,)`; nothing is kept."""
-        return self._seen({m: moved(self.clean[m], d) for m, d in deltas.items()})
+        return self._seen(self.clean | {m: moved(self.clean[m], d) for m, d in deltas.items()})
 
     @torch.no_grad()
-    def _seen(self, points: Inputs) -> Tensor:
-        if self._in_parts:
-            features = self._still | {m: self.model.encode(m, x) for m, x in points.items()}
-            logits = self.model.decide(features).logits
-        else:
-            logits = self.model(self.clean | points).logits
-        return _nan_is_wrong(logit_margin(wide(logits), self._all[0]))
+    def _seen(self, inputs: Inputs) -> Tensor:
+        return _nan_is_wrong(logit_margin(wide(self.model(inputs).logits), self._all[0]))
 
 
 def _nan_is_wrong(margin: Tensor) -> Tensor:

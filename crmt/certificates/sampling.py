@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import floor, isclose, isfinite, log2
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from crmt.arguments import check_batches, check_kind, check_model, check_number, check_whole, shown
+from crmt.arguments import check_batches, check_kind, check_model, check_number, check_whole, said, shown
 from crmt.certificates.radius import Radii
 from crmt.checkpoint import digest_of
 from crmt.errors import BadInputError, CRMTWarning
@@ -23,6 +24,7 @@ from crmt.model import MultiModalModel, evaluating
 from crmt.progress import Progress, silent
 
 NAME = "smoothing"
+Precision = Literal["fp32", "bf16"]
 ABSTAINED = -1
 
 
@@ -45,8 +47,12 @@ class SmoothingSettings:
     batch: int = 256
     """Copies in one forward pass: bounds the memory, and changes no noise."""
     seed: int = 0
+    precision: Precision = "fp32"
+    """What the base classifier f computes in; with `bf16` g is that of f under autocast, and of no other."""
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise BadInputError(f"smoothing: no precision {said(self.precision)}. Valid: fp32, bf16")
         if not isinstance(self.sigmas, Mapping):
             raise BadInputError(
                 f"smoothing: sigmas is {shown(self.sigmas)}: give one for every modality, such as {{'video': 0.25}}"
@@ -177,7 +183,9 @@ def _classes(
     """The base classifier's class of n0 + n copies; a copy with a NaN logit gets K, the class of no clip."""
     total = settings.n0 + settings.n
     found = []
-    with evaluating(model), torch.no_grad():
+    kind = next(iter(clip.values())).device.type
+    autocast = torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16")
+    with evaluating(model), torch.no_grad(), autocast:
         for start in range(0, total, settings.batch):
             count = min(settings.batch, total - start)
             logits = model(noisy_copies(clip, settings.sigmas, count, generator)).logits
