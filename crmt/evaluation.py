@@ -208,7 +208,8 @@ def evaluate(
             if isinstance(training, TrainingFacts) or training is None
             else training_facts(model, training, plan.tau_samples)
         )
-        predictions = Predictions.concatenated(host.gather(predict(model, source(None))))
+        clean = predict(model, source(None), host.progress("clean predictions", None, 1))
+        predictions = Predictions.concatenated(host.gather(clean))
     certifier = Certifier(model, source, plan.audit, plan.seed, host)
     tau = None if facts is None else facts.tau
     certified = tuple(certifier(certificate, predictions, tau) for certificate in plan.certificates)

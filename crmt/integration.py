@@ -13,6 +13,7 @@ from crmt.certificates.radius import pairwise_radii
 from crmt.errors import BadInputError
 from crmt.gradients import check_grad_mode
 from crmt.modality import check_labels
+from crmt.progress import Progress, silent
 
 Objective = Literal["clipped", "min", "runner_up"]
 Pair = Literal["sum", "orthogonal"]
@@ -92,6 +93,7 @@ def optimise_integration(
     steps: int = 400,
     lr: float = 0.02,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> Integration:
     """Find the integration weights with the largest mean radius, by Adam on cached training scores.
 
@@ -121,6 +123,7 @@ def optimise_integration(
         steps: Adam's steps.
         lr: Adam's learning rate, for α.
         seed: fixes which samples are drawn.
+        progress: called with 1 after each step.
 
     Raises:
         BadInputError: shapes that do not fit, labels out of range, NaN scores, no positive start, a negative or
@@ -142,7 +145,7 @@ def optimise_integration(
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         rows = order[:samples].to(scores.device)
     some = everything.chosen(rows, device)
-    weights = _optimise(some, first, objective, steps, lr)
+    weights = _optimise(some, first, objective, steps, lr, progress)
     before, accuracy_before = _measure(everything, first)
     after, accuracy_after = _measure(everything, weights)
     if objective != "runner_up" and not after >= before:  # better on the drawn samples only
@@ -152,7 +155,7 @@ def optimise_integration(
 
 
 @torch.enable_grad()
-def _optimise(some: _Scores, start: Tensor, objective: Objective, steps: int, lr: float) -> Tensor:
+def _optimise(some: _Scores, start: Tensor, objective: Objective, steps: int, lr: float, progress: Progress) -> Tensor:
     """The best weights seen; `start` itself where no radius is positive and finite, or no step is asked for."""
     runner_up = objective == "runner_up"
 
@@ -170,7 +173,8 @@ def _optimise(some: _Scores, start: Tensor, objective: Objective, steps: int, lr
     log_a = start.log().requires_grad_()
     optimizer = torch.optim.Adam([log_a], lr=lr)
     best, best_value = start, float("-inf")
-    for _ in range(steps + 1):  # one more, to judge where the last step led
+    for step in range(steps + 1):  # one more, to judge where the last step led
+        progress(int(step > 0))
         a = log_a.exp()
         a = a * (mean / a.mean())  # fixes the scale, which changes no radius but through the bias
         signed, radius = at(a)
@@ -222,7 +226,7 @@ def _check(scores: Tensor, labels: Tensor, bias: Tensor, tau: Tensor, start: Ten
             f"{tuple(tau.shape)}: they do not fit weights {shape}"
         )
     check_labels(labels, shape[1])
-    if bool(scores.isnan().any()):
+    if bool(scores.sum().isnan()) and bool(scores.isnan().any()):
         raise BadInputError("step 2 got NaN scores: the model or its inputs are not finite")
     if not bool((start > 0).all() and start.isfinite().all()):
         raise BadInputError("step 2 starts from integration weights that are all above 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -121,23 +121,47 @@ class MultiModalModel(nn.Module):
         built = HEADS[head](widths, classes).to(like.device, like.dtype)
         return MultiModalModel(modalities, encoders, built, standardise=False)
 
+    def encode(self, name: str, x: Tensor) -> Tensor:
+        """φ^(m)(x^(m)), `(B, d_m)`: the features of one modality, which depend on no other.
+
+        Args:
+            name: the modality's.
+            x: `(B, *shape)`, in its space.
+        """
+        standardised = (x - getattr(self, f"_{name}_mean")) / getattr(self, f"_{name}_std")
+        return cast(Tensor, self.encoders[name](standardised))
+
     def features(self, inputs: Mapping[str, Tensor]) -> Inputs:
         """φ^(m)(x^(m)), `(B, d_m)` each."""
         check_inputs(self.modalities, inputs)
-        return {
-            name: self.encoders[name]((inputs[name] - getattr(self, f"_{name}_mean")) / getattr(self, f"_{name}_std"))
-            for name in self.modalities
-        }
+        return {name: self.encode(name, inputs[name]) for name in self.modalities}
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Output:
-        """Inputs `(B, *shape)` of every modality, in its space. Under torch.autocast the encoders alone follow it."""
-        features = self.features(inputs)
+    def decide(self, features: Inputs) -> Output:
+        """What follows from the features.
+
+        Args:
+            features: φ, `(B, d_m)` of every modality.
+        """
         with without_autocast(self.head.bias.device):
             if any(z.dtype != self.head.bias.dtype for z in features.values()):  # under autocast
                 # products with K rows cost little, and scores of 8 bits would decide margins by rounding
                 features = {m: z.to(self.head.bias.dtype) for m, z in features.items()}
             scores = self.head.scores(features)
             return Output(self.head.logits(scores), scores, features)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Output:
+        """Inputs `(B, *shape)` of every modality, in its space. Under torch.autocast the encoders alone follow it."""
+        return self.decide(self.features(inputs))
+
+
+def in_parts(model: nn.Module) -> bool:
+    """Whether the model's output is `decide` of what `encode` gives for each modality, so that those that stay as they
+    are need not be encoded again. A subclass with another `forward` is taken whole."""
+    if not isinstance(model, MultiModalModel):
+        return False
+    own = type(model)
+    same = own.forward is MultiModalModel.forward and own.features is MultiModalModel.features
+    return same and not model._forward_hooks and not model._forward_pre_hooks
 
 
 def _modality_of(name: str, inputs: Tensor, box: tuple[float, float] | None) -> Modality:

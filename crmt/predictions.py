@@ -33,6 +33,8 @@ class Predictions:
     @staticmethod
     def concatenated(parts: Sequence[Predictions]) -> Predictions:
         """The predictions of several workers, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
         return Predictions(
             tuple(i for p in parts for i in p.ids),
             torch.cat([p.labels for p in parts]),
@@ -48,7 +50,7 @@ class Predictions:
     def mean_contributions(self, head: Head) -> Tensor:
         """The mean of a · s over the N inputs, `(M, K)`: what each modality adds to the logits on average."""
         with torch.no_grad():
-            return (head.integration.cpu() * self.scores).mean(0)
+            return head.integration.cpu() * self.scores.mean(0)
 
     def unimodal(self, head: Head, reference: Tensor) -> Tensor:
         """The class that each modality predicts by itself, `(N, M)`.

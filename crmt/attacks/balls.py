@@ -130,8 +130,7 @@ class Ball:
             deltas: δ, `(B, *shape)` of every attacked modality.
         """
         factors = []
-        for g in self.groups:
-            length = self._length([deltas[m] for m in g.modalities])
+        for g, length in zip(self.groups, self.lengths(deltas), strict=True):
             epsilon = _budget(g.epsilon, length)
             factor = length / epsilon.masked_fill(epsilon == 0, 1)
             factors.append(torch.where((epsilon == 0) & (length > 0), torch.full_like(factor, float("inf")), factor))
@@ -150,6 +149,14 @@ class Ball:
             dual = _joint_norm(parts) if self.norm == "l2" else sums
             gains.append(_budget(g.epsilon, parts[0]) * dual)
         return torch.stack(gains).sum(0)
+
+    def lengths(self, deltas: Inputs) -> list[Tensor]:
+        """‖δ‖ in each group, `(B,)`.
+
+        Args:
+            deltas: δ, `(B, *shape)` of every attacked modality.
+        """
+        return [self._length([deltas[m] for m in g.modalities]) for g in self.groups]
 
     def _length(self, parts: list[Tensor]) -> Tensor:
         if self.norm == "l2":

@@ -96,8 +96,8 @@ class Attack(ABC):
     random: ClassVar[bool] = False
     """Whether it takes random numbers from `Call.generator`."""
     uses_start: ClassVar[bool] = True
-    """Whether it goes on from `Call.start`, what it reached in a smaller ball. If not, it is reported in each ball by
-    itself: what it finds in a smaller one says nothing about a larger one."""
+    """Whether it goes on from `Call.start`, what it reached in another ball. If not, it is reported in each ball by
+    itself: what it finds in one says nothing about another."""
     place_in_auto: ClassVar[int | None] = None
     """Where it stands among the attacks that `auto` runs, cheap ones first; None leaves it out."""
 
@@ -117,6 +117,16 @@ class Attack(ABC):
 
         Args:
             call: as in `run`.
+        """
+        return None
+
+    def in_each(self, call: Call, balls: Sequence[Ball]) -> Tensor | None:  # noqa: ARG002
+        """Which inputs it breaks in each of E balls that bound the same modalities, `(B, E)`, bool, where that costs
+        less than E runs and finds the same. None where it does not.
+
+        Args:
+            call: as in `run`; its ball is the first.
+            balls: all of them.
         """
         return None
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from crmt.attacks.balls import Ball
 from crmt.attacks.base import Attack, Call
 from crmt.attacks.pgd import pgd
-from crmt.attacks.search import AttackResult
-from crmt.model import MultiModalModel
+from crmt.attacks.search import AttackResult, Search
+from crmt.model import MultiModalModel, evaluating
 
 
 def fgm(
@@ -41,6 +42,19 @@ class Fgm(Attack):
 
     def run(self, call: Call) -> AttackResult:
         return fgm(*call.target, loss=call.settings.loss)
+
+    def in_each(self, call: Call, balls: Sequence[Ball]) -> Tensor:
+        """The gradient at x is the same in every ball, so it is computed once."""
+        broken = []
+        with evaluating(call.model):
+            search = Search(*call.target)
+            zero = search.start(None)
+            gradients, _ = search.gradients(zero, call.settings.loss)
+            for ball in balls:
+                search.enter(ball)
+                search.evaluate(search.project(search.ball.stepped(zero, gradients, 1.0)))
+                broken.append(search.result().broken)
+        return torch.stack(broken, dim=1)
 
 
 ATTACK = Fgm

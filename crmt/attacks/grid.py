@@ -1,14 +1,15 @@
-"""One batch attacked in many balls: samples drop once broken, and larger balls start from smaller ones' results."""
+"""One batch attacked in many balls: samples drop once broken, and what is found in one ball serves the others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from crmt.attacks.balls import Ball, Group
-from crmt.attacks.base import Attack, AttackSettings, Call, run_in_turn
+from crmt.attacks.balls import Ball, Group, wide
+from crmt.attacks.base import Attack, AttackSettings, Call, improved, run_in_turn
 from crmt.attacks.search import AttackResult
 from crmt.modality import Batch, Inputs
 from crmt.model import MultiModalModel
@@ -34,6 +35,9 @@ class GridRun:
         """Which inputs that attack breaks in each ball, `(B, E)`, bool."""
         if not attack.uses_start:
             generator = self._generator()
+            found = attack.in_each(self._call(self.balls[0], generator), self.balls)
+            if found is not None:
+                return found
             return torch.stack([attack.run(self._call(b, generator)).broken for b in self.balls], dim=1)
         everywhere = torch.arange(len(self.batch.labels), device=self.batch.labels.device)
         nearest = self._within_radii(attack, everywhere)
@@ -81,6 +85,8 @@ class GridRun:
         return None if radius is None else radius[:, None] <= torch.tensor(budgets).to(radius)
 
     def _search(self, attack: Callable[[Call], AttackResult] | None, known: Tensor) -> Tensor:
+        if all(inside == list(range(i)) for i, inside in enumerate(self.inside)):
+            return self._descend(attack, known)
         broken = known.clone()
         generator = self._generator()
         reached: dict[int, Inputs | None] = {}
@@ -97,10 +103,60 @@ class GridRun:
             reached = {j: inputs for j, inputs in reached.items() if j in later}
         return broken
 
+    def _descend(self, attack: Callable[[Call], AttackResult] | None, known: Tensor) -> Tensor:
+        """`_search` in balls each of which contains the one before: every input goes down from the largest ball.
+
+        What breaks it there breaks it in every ball that holds the point that was found; next comes the largest that
+        does not. There the attack starts at x, as it would alone, and where that fails at the point from above. An
+        input that withstands both is not attacked in smaller balls.
+        """
+        count = len(self.balls)
+        every = torch.arange(count, device=known.device)
+        smallest = torch.where(known, every, count).amin(1)  # ball that is known to break the input
+        standing = torch.zeros_like(smallest, dtype=torch.bool)
+        generator, above = self._generator(), None
+        while attack is not None:
+            rows = (~standing & (smallest > 0)).nonzero().squeeze(1)
+            if not len(rows):
+                break
+            tried = (smallest - 1).clamp_min(0)
+            found = _from_both(attack, self._call(self._of_each(tried), generator, above).on(rows))
+            above = self._updated(above, rows, found.inputs)
+            standing[rows] = ~found.broken
+            first = torch.minimum(tried[rows], self._first_around(rows, found.inputs))
+            smallest[rows] = torch.where(found.broken, first, smallest[rows])
+        return every >= smallest[:, None]
+
+    def _of_each(self, numbers: Tensor) -> Ball:
+        """One ball for each input: that of these numbers, `(B,)`."""
+        groups = []
+        for i, group in enumerate(self.balls[0].groups):
+            all_budgets = [float(b.groups[i].epsilon) for b in self.balls]
+            budgets = torch.tensor(all_budgets, dtype=torch.float64, device=numbers.device)
+            groups.append(Group(group.modalities, budgets[numbers]))
+        return Ball(tuple(groups), self.balls[0].norm)
+
+    def _first_around(self, rows: Tensor, found: Inputs) -> Tensor:
+        """The number of the first ball that holds each of these points, `(R,)`."""
+        first = self.balls[0]
+        deltas = {m: wide(found[m]) - wide(self.batch.inputs[m][rows]) for m in first.attacked}
+        outside = []
+        lengths = first.lengths(deltas)
+        for ball in self.balls:
+            over = [n > float(g.epsilon) for n, g in zip(lengths, ball.groups, strict=True)]
+            outside.append(torch.stack(over).any(0))
+        return torch.stack(outside).sum(0)
+
     def _updated(self, start: Inputs | None, rows: Tensor, found: Inputs) -> Inputs:
-        """Every input's best point so far, for the attack in a larger ball to start from."""
+        """Every input's best point so far, for the attack in another ball to start from."""
         source = self.batch.inputs if start is None else start
         whole = {m: source[m].detach().clone() for m in self.model.modalities}
         for m, x in whole.items():
             x[rows] = found[m]
         return whole
+
+
+def _from_both(attack: Callable[[Call], AttackResult], call: Call) -> AttackResult:
+    """The attack from x, and from `call.start` where that fails."""
+    found = attack(replace(call, start=None))
+    return found if call.start is None else improved(found, call, attack)

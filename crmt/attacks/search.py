@@ -16,7 +16,7 @@ from crmt.errors import BadInputError
 from crmt.gradients import check_grad_mode, input_gradients
 from crmt.losses import logit_margin
 from crmt.modality import Inputs, check_inputs, check_labels
-from crmt.model import MultiModalModel, evaluating
+from crmt.model import MultiModalModel, evaluating, in_parts
 from crmt.precision import without_autocast
 from crmt.randomness import warn_if_random
 
@@ -28,6 +28,8 @@ _ROUNDING = 1e-5
 """Share of the budget by which a point may lie outside the ball."""
 _SHORTENED = 4
 """How often a δ is shortened before x itself is returned."""
+_WORTH_DROPPING = 1 / 8
+"""Share of a run's samples that must be broken before they are dropped: the rest is copied then."""
 
 
 class AttackResult(NamedTuple):
@@ -102,7 +104,7 @@ def _check(model: MultiModalModel, inputs: Mapping[str, Tensor], labels: Tensor,
 
 
 class Search:
-    """An attack on one batch, to be used under `evaluating(model)`.
+    """An attack on one batch, to be used under `evaluating(model)`. Modalities that stay as they are are encoded once.
 
     `best` and `margin` are of the whole batch; `deltas` given to its methods are of `rows`, the samples of this run.
 
@@ -118,20 +120,37 @@ class Search:
         self.clean = {m: inputs[m].detach() for m in model.modalities}
         self.best = {m: torch.zeros_like(wide(self.clean[m])) for m in ball.attacked}
         self._all = (labels, ball)
+        self._in_parts = in_parts(model)
+        self._still: Inputs = {}
         self._select(torch.arange(len(labels), device=labels.device))
         ball.epsilons(self.attacked)  # refuses budgets that do not fit
         if len(labels):
             warn_if_random(model, self.clean)
         with torch.no_grad(), without_autocast(labels.device):
-            self.logits = wide(model(self.clean).logits)
+            clean = model(self.clean)
+            self.logits = wide(clean.logits)
+        if self._in_parts:
+            self._still = self.still = {m: clean.features[m] for m in model.modalities if m not in self.best}
         check_labels(labels, self.logits.shape[1])
         self.margin = _nan_is_wrong(logit_margin(self.logits, labels))
+
+    def enter(self, ball: Ball) -> None:
+        """Begin anew, in another ball around the same inputs: nothing better than x has been seen.
+
+        Args:
+            ball: of the same modalities.
+        """
+        self.best = {m: torch.zeros_like(d) for m, d in self.best.items()}
+        self._all = (self._all[0], ball)
+        self._select(torch.arange(len(self.margin), device=self.margin.device))
+        self.margin = _nan_is_wrong(logit_margin(self.logits, self.labels))
 
     def _select(self, rows: Tensor) -> None:
         labels, ball = self._all
         self.rows = rows
         whole = len(rows) == len(labels)
         self.inputs = self.clean if whole else {m: x[rows] for m, x in self.clean.items()}
+        self.still = self._still if whole else {m: f[rows] for m, f in self._still.items()}
         self.labels = labels if whole else labels[rows]
         self.ball = ball if whole else ball.select(rows)
 
@@ -151,10 +170,10 @@ class Search:
         return len(self.rows) > 0
 
     def narrowed(self) -> Tensor | None:
-        """Drop the broken samples once they are half of `rows` or more (copying the rest at every step would cost more
-        than it saves). Returns the places in the former `rows` that are kept; None if nothing changed."""
+        """Drop the broken samples once they are an eighth of `rows` or more (copying the rest at every step would cost
+        more than it saves). Returns the places in the former `rows` that are kept; None if nothing changed."""
         kept = (self.margin[self.rows] > 0).nonzero().squeeze(1)
-        if 2 * len(kept) > len(self.rows):
+        if len(kept) > (1 - _WORTH_DROPPING) * len(self.rows):
             return None
         self._select(self.rows[kept])
         return kept
@@ -192,7 +211,14 @@ class Search:
     @torch.no_grad()
     def evaluate(self, deltas: Inputs) -> Tensor:
         """The margins at x + δ, `(R,)`; what is better than all before is kept."""
-        return self.keep(deltas, self.model(self.inputs | self._points(deltas)).logits)
+        return self.keep(deltas, self._logits(self._points(deltas)))
+
+    def _logits(self, points: Inputs) -> Tensor:
+        """The logits of `rows` where the attacked modalities are at these points."""
+        if not self._in_parts:
+            # a first layer that works in place may not be given a leaf; `encode` makes a new tensor anyway
+            return self.model(self.inputs | {m: x.clone() for m, x in points.items()}).logits
+        return self.model.decide(self.still | {m: self.model.encode(m, x) for m, x in points.items()}).logits
 
     def _points(self, deltas: Inputs) -> Inputs:
         return {m: moved(self.inputs[m], d) for m, d in deltas.items()}
@@ -200,6 +226,11 @@ class Search:
     def keep(self, deltas: Inputs, logits: Tensor) -> Tensor:
         """The margins of these logits; what is better than all before is kept."""
         margin = _nan_is_wrong(logit_margin(wide(logits), self.labels))
+        if len(self.rows) == len(self.margin):  # all of them, in order
+            better = margin < self.margin
+            self.margin = torch.where(better, margin, self.margin)
+            self.best = chosen(better, {m: wide(deltas[m]) for m in self.best}, self.best)
+            return margin
         best = self.margin[self.rows]
         better = margin < best
         self.margin[self.rows] = torch.where(better, margin, best)
@@ -219,8 +250,7 @@ class Search:
         leaves = {m: x.detach().requires_grad_() for m, x in self._points(deltas).items()}
         check_grad_mode()
         with torch.enable_grad():
-            # a first layer that works in place may not be given a leaf
-            logits = wide(self.model(self.inputs | {m: leaf.clone() for m, leaf in leaves.items()}).logits)
+            logits = wide(self._logits(leaves))
             value = attack_loss(loss, logits, self.labels, targets)
             self.keep(deltas, logits.detach())
             if logits.shape[1] < 2:  # there is no other class

@@ -68,6 +68,7 @@ def audit(
     attack: str = "auto",
     settings: AttackSettings = DEFAULT_SETTINGS,
     generator: torch.Generator | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Audit]:
     """Attack at 0.99 r jointly and at 0.99 r^(m) each modality alone, in ℓ2: ball name to `Audit`.
 
@@ -79,6 +80,7 @@ def audit(
         attack: by name, or `package.module:Name` of the user's own; `auto` is the strongest there is.
         settings: how hard it tries.
         generator: for the attack's random starts.
+        progress: called after each ball, with its share of the inputs.
 
     Returns: audits on the inputs' device.
 
@@ -99,7 +101,7 @@ def audit(
     labels = labels.to(device)
     budgets = {"joint": radii.joint} | {m: radii.unimodal[:, i] for i, m in enumerate(radii.modalities)}
     result = {}
-    for name, given in budgets.items():
+    for number, (name, given) in enumerate(budgets.items(), 1):
         attacked = tuple(radii.modalities) if name == "joint" else (name,)
         radius, audited = given.to(device), (given > 0).to(device)
         radius = torch.minimum(radius, FAR * (1 + _lengths(inputs, attacked).to(radius)))
@@ -117,6 +119,7 @@ def audit(
             )
             violated[chosen] = found.broken
         result[name] = Audit(audited, violated)
+        progress(len(labels) * number // len(budgets) - len(labels) * (number - 1) // len(budgets))
     return result
 
 
@@ -144,7 +147,7 @@ def audit_batches(
         attack: as in `audit`.
         settings: as in `audit`.
         seed: fixes the attack's random starts; each batch has its own.
-        progress: called with the number of inputs after each batch.
+        progress: called after each batch and ball, with its share of the inputs.
 
     Raises:
         BadInputError: as `audit`, or more or fewer radii than inputs.
@@ -167,10 +170,10 @@ def audit_batches(
                 attack=attack,
                 settings=settings,
                 generator=generator,
+                progress=progress,
             )
         )
         done += len(batch.labels)
-        progress(len(batch.labels))
     if done != len(radii.joint):
         raise BadInputError(f"{len(radii.joint)} radii for {done} inputs: give the radii of these very inputs")
     names: Mapping[str, Audit] = parts[0] if parts else {}

@@ -20,6 +20,7 @@ from crmt.checkpoint import digest_of
 from crmt.errors import BadInputError, CRMTWarning
 from crmt.modality import Batch, Inputs, check_batch_kind, check_inputs
 from crmt.model import MultiModalModel, evaluating
+from crmt.precision import Precision, check_precision, computing
 from crmt.progress import Progress, silent
 
 NAME = "smoothing"
@@ -45,8 +46,11 @@ class SmoothingSettings:
     batch: int = 256
     """Copies in one forward pass: bounds the memory, and changes no noise."""
     seed: int = 0
+    precision: Precision = "fp32"
+    """What the base classifier f computes in; with `bf16` g is that of f under autocast, and of no other."""
 
     def __post_init__(self) -> None:
+        check_precision(self.precision, torch.device("cpu"))
         if not isinstance(self.sigmas, Mapping):
             raise BadInputError(
                 f"smoothing: sigmas is {shown(self.sigmas)}: give one for every modality, such as {{'video': 0.25}}"
@@ -177,7 +181,8 @@ def _classes(
     """The base classifier's class of n0 + n copies; a copy with a NaN logit gets K, the class of no clip."""
     total = settings.n0 + settings.n
     found = []
-    with evaluating(model), torch.no_grad():
+    device = next(iter(clip.values())).device
+    with evaluating(model), torch.no_grad(), computing(settings.precision, device):
         for start in range(0, total, settings.batch):
             count = min(settings.batch, total - start)
             logits = model(noisy_copies(clip, settings.sigmas, count, generator)).logits

@@ -22,6 +22,7 @@ from crmt.certificates.smoothing_audit import audit_smoothing
 from crmt.errors import BadInputError
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
+from crmt.precision import Precision
 from crmt.progress import Progress, silent
 
 
@@ -49,12 +50,14 @@ class Smoothing(ClipCertificate):
     """Each radius holds with probability 1 - alpha."""
     samples: int | None = 100
     """Test clips that are smoothed; all when null."""
+    precision: Precision = "fp32"
+    """What the network computes in; the certified classifier is the one that computes so, fp32 or bf16."""
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
             raise BadInputError(f"{self.name}: samples must be 1 or more, not {self.samples}")
         # sigmas may be left out until the certificate is asked for
-        SmoothingSettings(sigmas=self.sigmas or {"none": 1.0}, n0=self.n0, n=self.n, alpha=self.alpha)
+        self._sampling(0, self.sigmas or {"none": 1.0})
 
     def described(self) -> str:
         """Its line in the preflight, with the largest radius that it can certify."""
@@ -78,7 +81,9 @@ class Smoothing(ClipCertificate):
 
     def settings(self, seed: int) -> dict[str, Any]:
         said = asdict(self)
-        return {key: said[key] for key in ("sigmas", "n0", "n", "alpha")} | {"noise_seed": seed}
+        # fp32 goes without saying, so that results of an older version are found
+        precise = {} if self.precision == "fp32" else {"precision": self.precision}
+        return {key: said[key] for key in ("sigmas", "n0", "n", "alpha")} | precise | {"noise_seed": seed}
 
     def certify(
         self,
@@ -115,8 +120,15 @@ class Smoothing(ClipCertificate):
             progress=progress,
         )
 
-    def _sampling(self, seed: int) -> SmoothingSettings:
-        return SmoothingSettings(sigmas=self.sigmas, n0=self.n0, n=self.n, alpha=self.alpha, seed=seed)
+    def _sampling(self, seed: int, sigmas: Mapping[str, float] | None = None) -> SmoothingSettings:
+        return SmoothingSettings(
+            sigmas=self.sigmas if sigmas is None else sigmas,
+            n0=self.n0,
+            n=self.n,
+            alpha=self.alpha,
+            seed=seed,
+            precision=self.precision,
+        )
 
 
 CERTIFICATE = Smoothing

@@ -16,19 +16,24 @@ HEARTBEAT_SECONDS = 0.5
 
 @dataclass
 class Heartbeat:
-    """A small file that says what a trial is doing; the live table reads it. Written at most every half second."""
+    """A small file that says what a trial is doing, and since when; the live table reads it. Written at most every half
+    second."""
 
     path: Path
     last: float = field(default=0.0, init=False)
     phase: str = field(default="", init=False)
+    began: float = field(default=0.0, init=False)
 
     def __call__(self, phase: str, fraction: float, **extra: Any) -> None:
         now = time.monotonic()
         if phase == self.phase and now - self.last < HEARTBEAT_SECONDS and fraction < 1:
             return
+        if phase != self.phase:
+            self.began = time.time()
         self.last, self.phase = now, phase
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"phase": phase, "fraction": fraction, "time": time.time(), **extra})
+        said = {"phase": phase, "fraction": fraction, "time": time.time(), "began": self.began}
+        text = json.dumps({**said, **extra})
         write_atomically(self.path, text)  # a killed sweep's trial may still write for a while
 
 

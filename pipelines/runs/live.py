@@ -20,6 +20,7 @@ from pipelines.runs.results import ResultsStore
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 1.0, 2.0
 _QUIET_SECONDS = 20.0
+_TELLING_SECONDS = 3.0
 STYLES = {"finished": "green", "stopped": "yellow", "failed": "red", "running": "cyan"}
 
 
@@ -107,10 +108,19 @@ def _heartbeat(run: Path, trial_id: str) -> dict[str, Any]:
         return {}
 
 
+def _left(beat: dict[str, Any]) -> str:
+    """How long the phase may still take, at its pace until now; nothing in its first seconds."""
+    fraction, spent = beat["fraction"], beat["time"] - beat.get("began", beat["time"])
+    if not 0 < fraction < 1 or spent < _TELLING_SECONDS:
+        return ""
+    left = max(1.0, spent * (1 - fraction) / fraction - (time.time() - beat["time"]))
+    return f", {left:.0f} s left" if left < 120 else f", {left / 60:.0f} min left"
+
+
 def _row(trial: dict[str, Any], beat: dict[str, Any]) -> dict[str, Any]:
     phase = progress = ""
     if trial["status"] == "running" and beat:
-        phase, progress = beat["phase"], f"{beat['phase']} {100 * beat['fraction']:.0f} %"
+        phase, progress = beat["phase"], f"{beat['phase']} {100 * beat['fraction']:.0f} %{_left(beat)}"
     params = json.loads(trial["params"] or "{}")
     shown = {k.rpartition(".")[2]: v for k, v in params.items() if k != "train.method" and v is not None}
     value = trial["selected_value"]

@@ -19,7 +19,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
 from pipelines.trials.certify import TrialClipStore
-from pipelines.trials.measure import Measured, Measurement, Rows
+from pipelines.trials.measure import Counter, Measured, Measurement, Rows
 from pipelines.trials.sessions import Session
 
 
@@ -54,10 +54,10 @@ class TrialEvaluation:
             clips: as this rank sees them.
             session: gathers what the ranks computed on their shares.
         """
-        session.progress("τ", 0.0)
         with exact(session.place.device):
             constants = _constants(model, config, clips, session)
-            mine = predict(model, clips.ordered("train"), missing=False)
+            counter = Counter.of(session.progress, "training scores", clips, "train")
+            mine = predict(model, clips.ordered("train"), counter, missing=False)
         training = Predictions.concatenated(session.gather(mine))
         return TrialEvaluation(config, given, clips, session, model, constants, training)
 
@@ -103,7 +103,9 @@ def write_rows(
 
 
 def _constants(model: MultiModalModel, config: RunConfig, clips: Clips, session: Session) -> GradientConstants:
-    mine = gradient_constants(model, clips.ordered("train", config.train.tau_samples, config.train.seed))
+    wanted = config.train.tau_samples
+    counter = Counter.of(session.progress, "τ", clips, "train", wanted)
+    mine = gradient_constants(model, clips.ordered("train", wanted, config.train.seed), progress=counter)
     first, *others = (
         GradientConstants(tau, pair, n)
         for tau, pair, n in session.gather(

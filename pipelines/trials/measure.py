@@ -26,6 +26,41 @@ PhaseProgress = Callable[[str, float], None]
 """Called with a phase and the fraction of it that is done."""
 
 
+@dataclass
+class Counter:
+    """Counts what a phase has done and says how far it is, from its first moment on."""
+
+    progress: PhaseProgress
+    phase: str
+    total: float
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self(0)
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        self.progress(self.phase, min(1.0, self.done / max(self.total, 1)))
+
+    @staticmethod
+    def of(
+        progress: PhaseProgress, phase: str, clips: Clips, split: str, limit: int | None = None, passes: int = 1
+    ) -> Counter:
+        """A counter of this rank's share of a split's clips.
+
+        Args:
+            progress: told how far the phase is.
+            phase: its name.
+            clips: as this rank sees them.
+            split: its name.
+            limit: at most this many clips over all ranks; None: all.
+            passes: how often each is gone through.
+        """
+        count = clips.count(split)
+        clipped = count if limit is None else min(limit, count)
+        return Counter(progress, phase, clipped * passes / clips.place.world_size)
+
+
 @dataclass(frozen=True)
 class Measured:
     """All rows of one stage; the same on every rank."""
@@ -127,7 +162,9 @@ class Measurement:
         """
         host = Host(
             gather=self.gather,
-            progress=lambda phase, limit, passes: _Fraction(self, f"{stage}: {phase}", limit, passes),
+            progress=lambda phase, limit, passes: Counter.of(
+                self.progress, f"{stage}: {phase}", self.clips, self.split, limit, passes
+            ),
             store=self.stored,
         )
         plan = evaluation_plan(self.config, final, balls)
@@ -142,20 +179,3 @@ class Measurement:
 
     def _batches(self, limit: int | None) -> Iterator[Batch]:
         return self.clips.ordered(self.split, limit, self.config.data.seed)
-
-
-@dataclass
-class _Fraction:
-    """Counts inputs and tells the session how far a phase is; the total is an estimate in streamed sets."""
-
-    measurement: Measurement
-    phase: str
-    limit: int | None
-    passes: int
-    done: int = 0
-
-    def __call__(self, count: int) -> None:
-        self.done += count
-        world = self.measurement.clips.place.world_size
-        total = (self.limit or self.measurement.clips.count(self.measurement.split)) * self.passes / world
-        self.measurement.progress(self.phase, min(1.0, self.done / max(total, 1)))

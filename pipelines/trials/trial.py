@@ -28,7 +28,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
 from pipelines.trials.evaluation import TrialEvaluation, stage_of, write_rows
-from pipelines.trials.measure import Rows
+from pipelines.trials.measure import Counter, Rows
 from pipelines.trials.sessions import Session
 
 
@@ -174,7 +174,7 @@ class _Trial:
         settings = self.config.train.step2
         head = model.head
         assert isinstance(head, OrthogonalHead)
-        self.session.progress("step 2", 0.0)
+        counter = Counter(self.session.progress, "step 2", settings.steps)
         with exact(self.session.place.device):
             certificate, maximised = for_step2(self.config.certificates(), model, constants.tau.cpu())
         found = optimise_integration(
@@ -188,7 +188,9 @@ class _Trial:
             lr=settings.lr,
             pair=maximised.pair,
             seed=self.config.train.seed,
+            progress=counter,
         )
+        self.session.progress("step 2: validation", 0.0)
         head.set_integration(found.weights.to(head.bias.device))
         before = {k: report[k] for k in ("val_accuracy", "val_robust_accuracy") if k in report}
         report |= self._validate(model)

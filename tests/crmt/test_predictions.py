@@ -111,7 +111,7 @@ def whole_chain(name: str, modalities: int, device: str) -> None:
         model, test, radii, attack="pgd", settings=AttackSettings(steps=5, restarts=2), progress=seen.append
     )
     assert set(audits) == {"joint", *model.modalities}
-    assert seen == [16, 16]
+    assert sum(seen) == 32
     for result in audits.values():
         assert torch.equal(result.audited, radii.joint > 0)
         assert not bool((result.violated & ~result.audited).any())

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from crmt.attacks import Ball, fgm, pgd
-from crmt.attacks.base import AttackSettings
+from crmt.attacks.base import Attack, AttackSettings, Call
 from crmt.attacks.curves import AttackPlan, attack_curves
+from crmt.attacks.grid import GridRun
+from crmt.attacks.search import AttackResult, Search
 from crmt.errors import BadInputError
 from crmt.fit import Batch
 from crmt.model import MultiModalModel
@@ -195,3 +197,68 @@ def test_minimal_norm_and_auto_curves_are_exact_on_linear_models() -> None:
         budgets = torch.tensor(curve.epsilons, dtype=torch.float64)
         clear = ((budgets / exact[:, None]) - 1).abs() > 0.01
         assert torch.equal(curve.robust[clear], (budgets < exact[:, None])[clear])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_whole_grid_is_attacked_no_weaker_than_each_ball_by_itself(
+    trained: tuple[MultiModalModel, Batch], norm: Literal["l2", "linf"]
+) -> None:
+    model, whole = trained
+    scale = 1.0 if norm == "l2" else 1 / 16
+    epsilons = tuple(scale * e for e in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.4))
+    plan = AttackPlan(names=("pgd",), epsilons=epsilons, norm=norm, settings=AttackSettings(steps=10))
+    for curve in attack_curves(model, [whole], plan):
+        attacked = tuple(model.modalities) if curve.ball == "joint" else (curve.ball,)
+        alone = [pgd(model, *whole[:2], Ball.joint(attacked, e, norm), steps=10).broken for e in epsilons]
+        plain = ~torch.stack(alone, dim=1)
+        assert bool((curve.robust.float().mean(0) <= plain.float().mean(0) + 0.005).all()), curve.ball
+        assert 0.05 < float(plain.float().mean()) < 0.95  # budgets where strength shows
+
+
+def test_a_whole_grid_costs_fewer_gradients_than_its_balls(
+    trained: tuple[MultiModalModel, Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, whole = trained
+    rows: list[int] = []
+    gradients = Search.gradients
+
+    def counted(self: Search, *args: Any) -> Any:
+        rows.append(len(self.rows))
+        return gradients(self, *args)
+
+    monkeypatch.setattr(Search, "gradients", counted)
+    plan = AttackPlan(names=("pgd",), balls=("joint",), epsilons=tuple(0.25 * i for i in range(1, 11)))
+    attack_curves(model, [whole], plan)
+    assert 3 * sum(rows) <= 10 * 20 * len(whole.labels)
+
+
+def test_a_point_found_in_a_larger_ball_breaks_every_ball_that_holds_it() -> None:
+    class Far(Attack):
+        """One step of a third of the budget."""
+
+        title = "far"
+
+        def run(self, call: Call) -> AttackResult:
+            return pgd(*call.target, steps=1, step_size=1.0 / 3.0, start=call.start)
+
+    model = linear_model("concat", 2, classes=2)
+    model.modalities = {name: replace(m, box=None) for name, m in model.modalities.items()}
+    inputs = random_inputs(model, 12)
+    labels = mostly_right(model, inputs)
+    joint, _ = exact_distances(model, inputs, labels)
+    balls = [Ball.joint(model.modalities, e) for e in (0.25, 0.5, 1.0, 3.0)]
+    run = GridRun(model, Batch(inputs, labels), balls, AttackSettings(), 0)
+    broken = run.attack(Far())
+    # one step of length ε / 3 from where the last ended: the largest ball's reaches 1
+    assert torch.equal(broken[:, 3], joint <= 1) and torch.equal(broken[:, 2], joint <= 1)
+    assert bool((broken[:, :-1] <= broken[:, 1:]).all())
+
+
+def test_fgm_takes_one_gradient_for_a_whole_grid(trained: tuple[MultiModalModel, Batch]) -> None:
+    model, whole = trained
+    plan = replace(PLAN, names=("fgm",), balls=(), product=GRID)
+    (curve,) = attack_curves(model, [whole], plan)
+    for column, budget in enumerate(curve.budgets):
+        assert isinstance(budget, dict)
+        direct = fgm(model, whole.inputs, whole.labels, Ball.product(budget))
+        assert torch.equal(curve.robust[:, column], ~direct.broken)

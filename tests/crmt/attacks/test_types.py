@@ -107,7 +107,7 @@ def test_few_digits_cost_an_attack_little(kind: torch.dtype, norm: Literal["l2",
             shares[each, name] = float(found.broken.float().mean())
     for name in ("pgd", "square"):
         assert 0.2 < shares[torch.float32, name] < 0.95
-        assert abs(shares[kind, name] - shares[torch.float32, name]) <= 2 / 24
+        assert abs(shares[kind, name] - shares[torch.float32, name]) < 2.5 / 24  # two clips
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

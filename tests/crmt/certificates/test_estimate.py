@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from crmt.certificates.estimate import gradient_constants, score_gram
+from crmt.certificates.estimate import gradient_constants, score_gram, score_norms
 from crmt.errors import BadInputError
 from crmt.gradients import GradientConstants
 from crmt.heads import HEADS, ConcatHead
@@ -204,3 +206,78 @@ def test_a_score_without_a_gradient_is_refused(head: str) -> None:
     inputs["audio"][1] = torch.tensor(AUDIO.mean).reshape([-1] + [1] * (inputs["audio"].dim() - 2))
     with pytest.raises(BadInputError, match=r"'audio' has no finite gradient at a training input"):
         gradient_constants(model, in_batches(inputs, torch.zeros(4, dtype=torch.int64), 2))
+
+
+class Alone(nn.Module):
+    """An encoder whose gradient serves one class at a time: it looks at a number of it."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.encoder(x)
+        if features.requires_grad:
+            features.register_hook(lambda g: g if float(g.sum()) == float("inf") else g.clone())
+        return features
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("at_once", [1, 5, 10, 1000])
+def test_classes_in_one_pass_give_what_they_give_alone(
+    pairs: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trainable("concat", 2, classes=7)
+    batches = in_batches(random_inputs(model, 5), torch.zeros(5, dtype=torch.long), 3)
+    monkeypatch.setattr("crmt.certificates.estimate._ROWS", {"cpu": 1})
+    alone = gradient_constants(model, batches, pairs=pairs)
+    monkeypatch.setattr("crmt.certificates.estimate._ROWS", {"cpu": at_once})
+    done: list[int] = []
+    found = gradient_constants(model, batches, pairs=pairs, progress=done.append)
+    torch.testing.assert_close(found.tau, alone.tau, rtol=1e-6, atol=0)
+    assert (found.pair is None) == (not pairs) and sum(done) == 5
+    if found.pair is not None and alone.pair is not None:
+        torch.testing.assert_close(found.pair, alone.pair, rtol=1e-5, atol=1e-9)
+
+
+def test_what_cannot_be_batched_goes_class_by_class() -> None:
+    model = linear_model("orthogonal", 2)
+    batches = in_batches(random_inputs(model, 3), torch.zeros(3, dtype=torch.long), 3)
+    expected = gradient_constants(model, batches)
+    for name, encoder in model.encoders.items():
+        model.encoders[name] = Alone(encoder)
+    found = gradient_constants(model, batches)
+    torch.testing.assert_close(found.tau, expected.tau)
+
+
+def test_no_memory_means_fewer_classes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = linear_model("orthogonal", 2)
+    inputs = random_inputs(model, 3)
+    expected = score_norms(model, inputs)
+    whole, sizes = torch.autograd.grad, []
+
+    def short(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("is_grads_batched"):
+            sizes.append(len(args[2]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", short)
+    torch.testing.assert_close(score_norms(model, inputs), expected)
+    assert sizes == [4]
+
+
+@pytest.mark.parametrize("features", [3, 5])
+def test_more_classes_than_features_take_no_more_gradients_than_features(features: int) -> None:
+    model = linear_model("concat", 2, classes=9, features=features)
+    inputs = random_inputs(model, 4)
+    counted: list[int] = []
+    gram = score_gram(model, inputs, counted.append)
+    assert sum(counted) == 4 * features
+    norms = score_norms(model, inputs)
+    torch.testing.assert_close(gram.diagonal(dim1=2, dim2=3).sqrt(), norms)
+    zero = torch.zeros(4, dtype=torch.long)
+    tau, pair = naive(model, inputs)
+    found = gradient_constants(model, in_batches(inputs, zero, 4))
+    torch.testing.assert_close(found.tau, tau, check_dtype=False)
+    torch.testing.assert_close(found.pair, pair, check_dtype=False)

@@ -28,6 +28,7 @@ from crmt.certificates.sampling import (
     smooth,
     smoothed_radii,
 )
+from crmt.certificates.smoothing import Smoothing
 from crmt.checkpoint import digest_of
 from crmt.errors import BadInputError, CRMTWarning
 from crmt.modality import Batch, Inputs
@@ -385,3 +386,20 @@ def test_too_few_copies_for_alpha_are_warned_of() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             SmoothingSettings(sigmas={"a": 1.0}, n=least, alpha=alpha)
+
+
+def test_the_certified_classifier_is_the_one_that_computes_in_that_precision() -> None:
+    seen: list[bool] = []
+    model = linear_model("orthogonal", 2, dtype=torch.float32)
+    model.encoders["audio"].register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    inputs = random_inputs(model, 1)
+    batch = Batch(inputs, torch.zeros(1, dtype=torch.long))
+    for precision in ("fp32", "bf16"):
+        certificate = Smoothing(sigmas=dict.fromkeys(model.modalities, 0.2), n0=5, n=20, precision=precision)
+        said = certificate.settings(0)
+        assert said.get("precision", "fp32") == precision
+        list(certificate.certify(model, [batch], 0, done={}))
+        assert seen and set(seen) == {precision == "bf16"}
+        seen.clear()
+    with pytest.raises(BadInputError, match="no precision 'fp8'"):
+        Smoothing(precision="fp8")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from crmt.encoders import build_encoder, encoder_names
 from crmt.encoders.resnet import BatchNorm, ResidualBlock
 from crmt.errors import BadInputError
 from crmt.modality import Modality
+from crmt.model import evaluating
 from tests.crmt.tiny import IMAGE, MOTION, SOUND
 
 
@@ -115,3 +116,22 @@ def test_the_mlp_takes_any_shape(shape: tuple[int, ...]) -> None:
     assert build_encoder("mlp", modality, 16)(torch.randn(5, *shape)).shape == (5, 16)
     narrow = build_encoder({"path": "mlp", "hidden": 3}, modality, 16)
     assert [tuple(p.shape) for p in narrow.parameters() if p.ndim == 2][1] == (16, 3)
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "resnet18"])
+def test_a_normalisation_folded_into_its_convolution_changes_neither_outputs_nor_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(name, IMAGE, 16).double()
+    x = torch.rand(6, *IMAGE.shape, dtype=torch.float64)
+    for _ in range(5):
+        encoder.train()(x + torch.rand_like(x))  # statistics that are not 0 and 1
+    encoder.eval()
+    leaf = x.clone().requires_grad_()
+    plain = encoder(leaf)  # parameters could learn: nothing is folded
+    (slope,) = torch.autograd.grad(plain.square().sum(), leaf)
+    with evaluating(encoder):
+        folded = encoder(leaf)
+        (same,) = torch.autograd.grad(folded.square().sum(), leaf)
+    torch.testing.assert_close(folded, plain, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(same, slope, rtol=1e-9, atol=1e-12)
+    assert all(p.requires_grad for p in encoder.parameters())
