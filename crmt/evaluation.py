@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crmt.arguments import check_batches, check_factory
+from crmt.arguments import check_batches, check_factory, check_model
 from crmt.attacks.curves import AttackPlan, Budget, attack_curves
 from crmt.certificates import Certificate
 from crmt.certificates.audit import AuditPlan
@@ -201,6 +201,7 @@ def evaluate(
         BadInputError: batches that do not fit the model, a plan that does not, a certificate that lacks what it needs.
         CRMTError: a model that a certificate cannot vouch for.
     """
+    check_model(model)
     source = _factory(batches)
     with exact(model.head.bias.device):  # scores and τ̂ are what radii are made of
         facts = (

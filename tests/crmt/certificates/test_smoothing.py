@@ -102,7 +102,7 @@ def test_two_classes_agree_with_the_closed_form(modalities: int) -> None:
     inputs = random_inputs(model, 8, seed=3)
     with torch.no_grad():
         labels = model(inputs).logits.argmax(1)
-    setting = plan(model, n=4000)
+    setting = plan(model, n0=400, n=4000)
     clips = certify(model, inputs, labels, setting)
     certified = 0
     for row, clip in enumerate(clips):
