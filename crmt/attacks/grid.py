@@ -14,6 +14,9 @@ from crmt.attacks.search import AttackResult
 from crmt.modality import Batch, Inputs
 from crmt.model import MultiModalModel
 
+PATIENCE = 1
+"""How many smaller balls an input is attacked in after it withstood one."""
+
 
 class GridRun:
     """Attacks on one batch in several balls, E of them; no ball comes before one that it contains.
@@ -107,24 +110,27 @@ class GridRun:
         """`_search` in balls each of which contains the one before: every input goes down from the largest ball.
 
         What breaks it there breaks it in every ball that holds the point that was found; next comes the largest that
-        does not. There the attack starts at x, as it would alone, and where that fails at the point from above. An
-        input that withstands both is not attacked in smaller balls.
+        does not. There the attack starts at x, as it would alone, and where that fails at the point from above. Where
+        an input withstands both, the next smaller balls are tried as well (`PATIENCE`): steps in proportion to the
+        budget sometimes pass over what shorter ones find.
         """
         count = len(self.balls)
         every = torch.arange(count, device=known.device)
         smallest = torch.where(known, every, count).amin(1)  # ball that is known to break the input
-        standing = torch.zeros_like(smallest, dtype=torch.bool)
+        tried, patience = smallest - 1, torch.full_like(smallest, PATIENCE)
         generator, above = self._generator(), None
         while attack is not None:
-            rows = (~standing & (smallest > 0)).nonzero().squeeze(1)
+            rows = ((tried >= 0) & (patience >= 0)).nonzero().squeeze(1)
             if not len(rows):
                 break
-            tried = (smallest - 1).clamp_min(0)
-            found = _from_both(attack, self._call(self._of_each(tried), generator, above).on(rows))
+            balls = self._of_each(tried.clamp_min(0))
+            found = _from_both(attack, self._call(balls, generator, above).on(rows))
             above = self._updated(above, rows, found.inputs)
-            standing[rows] = ~found.broken
-            first = torch.minimum(tried[rows], self._first_around(rows, found.inputs))
-            smallest[rows] = torch.where(found.broken, first, smallest[rows])
+            fell, before = found.broken, tried[rows]
+            first = torch.minimum(before, self._first_around(rows, found.inputs))
+            smallest[rows] = torch.where(fell, first, smallest[rows])
+            tried[rows] = torch.where(fell, first, before) - 1
+            patience[rows] = torch.where(fell, PATIENCE, patience[rows] - 1)
         return every >= smallest[:, None]
 
     def _of_each(self, numbers: Tensor) -> Ball:
