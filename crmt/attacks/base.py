@@ -148,7 +148,9 @@ def run_in_turn(call: Call, attacks: Sequence[Attack]) -> AttackResult:
     return found
 
 
-def improved(found: AttackResult, call: Call, run: Callable[[Call], AttackResult]) -> AttackResult:
+def improved(
+    found: AttackResult, call: Call, run: Callable[[Call], AttackResult], among: Tensor | None = None
+) -> AttackResult:
     """`found`, improved by another attack on the inputs that are not broken yet.
 
     It starts where it would alone, not at the best point so far: so what it breaks alone is broken afterwards.
@@ -157,8 +159,9 @@ def improved(found: AttackResult, call: Call, run: Callable[[Call], AttackResult
         found: the result of an earlier attack for all inputs of `call`.
         call: what that attack was given.
         run: the other attack.
+        among: the inputs that it may run on, `(B,)`, bool; None: all.
     """
-    rows = (~found.broken).nonzero().squeeze(1)
+    rows = (~found.broken if among is None else ~found.broken & among).nonzero().squeeze(1)
     if not len(rows):
         return found
     more = run(call.on(rows))

@@ -111,8 +111,8 @@ class GridRun:
 
         What breaks it there breaks it in every ball that holds the point that was found; next comes the largest that
         does not. There the attack starts at x, as it would alone, and where that fails at the point from above. Where
-        an input withstands both, the next smaller balls are tried as well (`PATIENCE`): steps in proportion to the
-        budget sometimes pass over what shorter ones find.
+        an input withstands both, the next smaller balls are tried as well, from x (`PATIENCE`): steps in proportion
+        to the budget sometimes pass over what shorter ones find.
         """
         count = len(self.balls)
         every = torch.arange(count, device=known.device)
@@ -124,7 +124,10 @@ class GridRun:
             if not len(rows):
                 break
             balls = self._of_each(tried.clamp_min(0))
-            found = _from_both(attack, self._call(balls, generator, above).on(rows))
+            call = self._call(balls, generator, above).on(rows)
+            found = attack(replace(call, start=None))
+            if above is not None:
+                found = improved(found, call, attack, patience[rows] == PATIENCE)
             above = self._updated(above, rows, found.inputs)
             fell, before = found.broken, tried[rows]
             first = torch.minimum(before, self._first_around(rows, found.inputs))
@@ -160,9 +163,3 @@ class GridRun:
         for m, x in whole.items():
             x[rows] = found[m]
         return whole
-
-
-def _from_both(attack: Callable[[Call], AttackResult], call: Call) -> AttackResult:
-    """The attack from x, and from `call.start` where that fails."""
-    found = attack(replace(call, start=None))
-    return found if call.start is None else improved(found, call, attack)
