@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SIDE_BY_SIDE := -n 2 --dist loadfile
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all bench check format clean
 
 demo: $(VENV)/.installed ## train, attack and certify on the embedded data set; then a report
 	$(BIN)/python pipelines/sweep.py --dataset avdigits
@@ -17,6 +17,9 @@ test: $(VENV)/.installed-dev ## the fast tests
 test-all: $(VENV)/.installed-dev ## all tests, also those that take minutes
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed-dev ## how fast, beside baselines on this machine: one table
+	$(BIN)/python -m benchmarks --rounds 3 --save
 
 check: $(VENV)/.installed-dev ## lint, format and types
 	$(BIN)/ruff check .

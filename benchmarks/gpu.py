@@ -20,7 +20,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -233,9 +233,21 @@ def hardware(device: torch.device) -> dict[str, str]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def main(
+    argv: Sequence[str] | None = None,
+    functions: Mapping[int, RowFunction] | None = None,
+    name: str = "gpu",
+    about: str | None = __doc__,
+) -> int:
+    """The command.
+
+    Args:
+        argv: its arguments; None: the process's own.
+        functions: numbers of rows to what measures them, in the order of measuring; None: those that need no Ray.
+        name: how the file of --save begins.
+        about: its help.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", help="numbers of rows, such as 3,4; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of runs behind each ratio")
     parser.add_argument("--small", action="store_true", help="tiny sizes on a GPU, too")
@@ -243,21 +255,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(device, full=device.type == "cuda" and not given.small, rounds=given.rounds)
-    functions = all_rows()
+    functions = all_rows() if functions is None else functions
     wanted = [int(n) for n in given.rows.split(",")] if given.rows else list(functions)
     if unknown := [n for n in wanted if n not in functions]:
-        parser.error(f"no row {unknown[0]}; there are {', '.join(map(str, functions))}")
-    about, started, rows = hardware(device), time.perf_counter(), []
-    print(", ".join(f"{k} {v}" for k, v in about.items()) + ("" if bench.full else "; tiny sizes"), flush=True)
+        parser.error(f"no row {unknown[0]}; there are {', '.join(map(str, sorted(functions)))}")
+    machine, started, rows = hardware(device), time.perf_counter(), []
+    print(", ".join(f"{k} {v}" for k, v in machine.items()) + ("" if bench.full else "; tiny sizes"), flush=True)
     for number in wanted:
         for row in functions[number](bench):
             print(f"{row.number:>2} {row.what}: {row.ratio:.2f} ({row.note})", flush=True)
             rows.append(row)
+    rows.sort(key=lambda row: row.number)
     print(f"\n{table(rows)}\n\n{time.perf_counter() - started:.0f} s")
     if given.save:
         given.save.mkdir(parents=True, exist_ok=True)
-        path = given.save / f"gpu-{about['device'].lower().replace(' ', '-')}.json"
-        content = {**about, "full": bench.full, "rounds": bench.rounds, "rows": [row.to_json() for row in rows]}
+        path = given.save / f"{name}-{machine['device'].lower().replace(' ', '-')}.json"
+        content = {**machine, "full": bench.full, "rounds": bench.rounds, "rows": [row.to_json() for row in rows]}
         path.write_text(json.dumps(content, indent=1) + "\n")
         print(path)
     return 0

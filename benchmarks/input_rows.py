@@ -44,7 +44,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import ingest_scale, input_before
-from benchmarks.pairs import Bench, Row, table
+from benchmarks.pairs import Bench, Row, RowFunction, table
 from pipelines.clips.batches import ClipTable, MemoryClips
 from pipelines.clips.ingest import ingest
 from pipelines.clips.kinds import Kind, kinds_of
@@ -328,6 +328,10 @@ def _make(work: Path, count: int = MADE) -> list[Path]:
     folder = work / "made"
     folder.mkdir()
     return ingest_scale.sources(folder, SECONDS, count)
+
+
+ROWS: dict[int, RowFunction] = {1: ingest_rows, 2: batch_rows}
+"""Number in the table of targets to what measures it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
