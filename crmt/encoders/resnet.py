@@ -75,12 +75,12 @@ def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class _Shortcut(nn.Conv2d):
-    """A 1 × 1 convolution with a stride, as a slice and one without: oneDNN's own gradient of it writes past its buffer
-    where it has fewer than 16 channels and large inputs (oneDNN issue 6035), and the process dies."""
+    """A 1 × 1 convolution with a stride, as a pooling and one without: oneDNN's own gradient of it writes past its
+    buffer where it has fewer than 16 channels and large inputs (oneDNN issue 6035), and the process dies."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        down, right = cast(tuple[int, int], self.stride)
-        return F.conv2d(input[:, :, ::down, ::right], weight, bias)
+        # a slice whose gradient is channels last; that of x[:, :, ::2, ::2] is not, and slows down all before it
+        return F.conv2d(F.avg_pool2d(input, 1, cast(tuple[int, int], self.stride)), weight, bias)
 
 
 class ResidualBlock(nn.Module):
