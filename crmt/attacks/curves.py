@@ -144,9 +144,9 @@ def attack_curves(
     An attack leaves an input as soon as it is broken. In joint and uni-modal balls it goes down from the largest, each
     time from x and from the point that it found before, until the input withstands it and one smaller budget; in a grid
     of product balls it goes up from the smallest. So its accuracy never rises with the budget; FGM and noise are at
-    each budget by themselves. An attack that is made of others, as `auto` is, counts as broken whatever any attack of
-    the plan broke in that ball or in one that it contains, and runs those of its parts on the rest that the plan does
-    not list.
+    each budget by themselves. An attack that is made of others, as `auto` is, goes up in every ball and
+    attacks what stands at every budget: it counts as broken whatever any attack of the plan broke in that ball or in
+    one that it contains, and runs those of its parts on the rest that the plan does not list.
 
     Args:
         model: attacked in evaluation mode, and left as it was.

@@ -44,7 +44,10 @@ class GridRun:
             return torch.stack([attack.run(self._call(b, generator)).broken for b in self.balls], dim=1)
         everywhere = torch.arange(len(self.batch.labels), device=self.batch.labels.device)
         nearest = self._within_radii(attack, everywhere)
-        return self._search(attack.run, self._none_broken()) if nearest is None else nearest
+        if nearest is not None:
+            return nearest
+        nested = all(inside == list(range(i)) for i, inside in enumerate(self.inside))
+        return self._descend(attack.run) if nested else self._ascend(attack.run, self._none_broken())
 
     def made_of(self, parts: Sequence[Attack], known: Tensor) -> Tensor:
         """Which inputs are broken in each ball by any of these attacks, `(B, E)`; each runs on what is left.
@@ -63,7 +66,7 @@ class GridRun:
             else:
                 broken[rows] |= nearest
 
-        return self._search((lambda call: run_in_turn(call, rest)) if rest else None, broken)
+        return self._ascend((lambda call: run_in_turn(call, rest)) if rest else None, broken)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(self.batch.labels.device).manual_seed(self.seed)
@@ -87,9 +90,10 @@ class GridRun:
         radius = attack.smallest_radii(self._call(unit, self._generator()).on(rows))
         return None if radius is None else radius[:, None] <= torch.tensor(budgets).to(radius)
 
-    def _search(self, attack: Callable[[Call], AttackResult] | None, known: Tensor) -> Tensor:
-        if all(inside == list(range(i)) for i, inside in enumerate(self.inside)):
-            return self._descend(attack, known)
+    def _ascend(self, attack: Callable[[Call], AttackResult] | None, known: Tensor) -> Tensor:
+        """Which inputs an attack breaks in each ball, `(B, E)`: every input goes up from the smallest ball, each time
+        from the best point of the balls inside. What stands is attacked in every ball: stronger than `_descend`, and as
+        dear as all the balls one by one."""
         broken = known.clone()
         generator = self._generator()
         reached: dict[int, Inputs | None] = {}
@@ -106,20 +110,19 @@ class GridRun:
             reached = {j: inputs for j, inputs in reached.items() if j in later}
         return broken
 
-    def _descend(self, attack: Callable[[Call], AttackResult] | None, known: Tensor) -> Tensor:
-        """`_search` in balls each of which contains the one before: every input goes down from the largest ball.
+    def _descend(self, attack: Callable[[Call], AttackResult]) -> Tensor:
+        """The same in balls each of which contains the one before: every input goes down from the largest ball.
 
         What breaks it there breaks it in every ball that holds the point that was found; next comes the largest that
         does not. There the attack starts at x, as it would alone, and where that fails at the point from above. Where
         an input withstands both, the next smaller balls are tried as well, from x (`PATIENCE`): steps in proportion
         to the budget sometimes pass over what shorter ones find.
         """
-        count = len(self.balls)
-        every = torch.arange(count, device=known.device)
-        smallest = torch.where(known, every, count).amin(1)  # ball that is known to break the input
+        labels = self.batch.labels
+        smallest = torch.full_like(labels, len(self.balls))  # ball that is known to break the input
         tried, patience = smallest - 1, torch.full_like(smallest, PATIENCE)
         generator, above = self._generator(), None
-        while attack is not None:
+        while True:
             rows = ((tried >= 0) & (patience >= 0)).nonzero().squeeze(1)
             if not len(rows):
                 break
@@ -134,7 +137,7 @@ class GridRun:
             smallest[rows] = torch.where(fell, first, smallest[rows])
             tried[rows] = torch.where(fell, first, before) - 1
             patience[rows] = torch.where(fell, PATIENCE, patience[rows] - 1)
-        return every >= smallest[:, None]
+        return torch.arange(len(self.balls), device=labels.device) >= smallest[:, None]
 
     def _of_each(self, numbers: Tensor) -> Ball:
         """One ball for each input: that of these numbers, `(B,)`."""
