@@ -65,6 +65,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
     assert third.begun == []
 
 
+@pytest.mark.slow
 def test_a_method_joins_a_study_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, results = tmp_path / "s", tmp_path / "r"
     options = Options(("jt", "crmt_jt"), seeds=(0, 1), samples=30, phases=("search", "final"))

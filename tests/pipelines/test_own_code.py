@@ -62,6 +62,7 @@ def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_users_encoder_is_trained_evaluated_and_swept(small: Small, own: Path, tmp_path: Path) -> None:
     small.decoded()
     encoders = {"video": {"path": "mynet:VideoNet", "depth": 2}, "audio": "small_resnet"}
