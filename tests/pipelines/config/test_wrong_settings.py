@@ -91,7 +91,7 @@ SEARCHED: list[tuple[tuple[str, ...], str]] = [
     ((SET, "sweep.start_with=[]", SET, "search={train.lr: {choice: [1, -1e-3]}}"), "greater than 0"),
     ((SET, "sweep.start_with=[]", SET, "search={train.epochs: {uniform: [1, 5]}}"), "train.epochs"),
     ((SET, "train.method=jt"), "takes no notice of it"),
-    ((SET, "train.epochs=5"), "sweep.grace_epochs (15) is above train.epochs (5)"),
+    ((SET, "train.epochs=5", SET, "sweep.scheduler=asha"), "sweep.grace_epochs (10) is above train.epochs (5)"),
     ((SET, "sweep.algorithm=points", SET, "sweep.start_with=[]"), "list them in sweep.start_with"),
     ((SET, "sweep.start_with=[{train.lr: 1e9}]"), "outside its search entry"),
 ]
