@@ -85,31 +85,21 @@ def _list(clips: int, _: Path) -> float:
 
 def _problem(classes: int) -> tuple[Any, list[Any]]:
     """A CRMT model of the demo's size, but wide enough for the classes, and random clips."""
-    from crmt.modality import Batch, Modality
+    from benchmarks.gpu import Problem
+    from crmt.modality import Batch
     from crmt.model import ModelSpec, build_model
 
     torch.set_num_threads(1)
-    video = Modality(
-        name="video",
-        shape=(2, 3, 32, 32),
-        channel_axis=1,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        box=(0.0, 1.0),
-        space="pixels in [0, 1]",
-    )
-    audio = Modality(
-        name="audio", shape=(1, 32, 48), channel_axis=0, mean=(0.0,), std=(1.0,), box=None, space="standardised log-mel"
-    )
+    modalities = Problem(torch.device("cpu"), 2, 32, (32, 48), 64, 512, 1).modalities
     spec = ModelSpec(
-        modalities=(video, audio),
+        modalities=modalities,
         encoders={"video": "small_resnet", "audio": "small_resnet"},
         features=512,
         head="orthogonal",
         classes=tuple(map(str, range(classes))),
     )
     draw = torch.Generator().manual_seed(0)
-    inputs = {m.name: torch.rand(64, *m.shape, generator=draw) for m in (video, audio)}
+    inputs = {m.name: torch.rand(64, *m.shape, generator=draw) for m in modalities}
     return build_model(spec), [Batch(inputs, torch.randint(classes, (64,), generator=draw))]
 
 
