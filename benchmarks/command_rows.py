@@ -220,12 +220,13 @@ def first_epoch(bench: Bench) -> Iterable[Row]:
     def ours() -> None:
         with TemporaryDirectory() as folder:
             out = Path(folder) / "run"
+            beat, started = heartbeat_path(out, TRAINING), time.monotonic()
             process = _started(
                 "pipelines/train.py", "--dataset", "avdigits", "--set", "train.epochs=40", "--out", str(out)
             )
-            beat = heartbeat_path(out, TRAINING)
-            started = time.monotonic()
-            while not beat.exists() and process.poll() is None:
+            while not beat.exists():
+                if process.poll() is not None:
+                    raise SystemExit("train.py ended before its first epoch: run `make demo` and see what it says")
                 time.sleep(0.05)
             took.append(time.monotonic() - started)
             process.terminate()

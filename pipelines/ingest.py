@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from pipelines.clips.cache import ClipCache
     from pipelines.config.run_config import RunConfig
-    from pipelines.sources.index import ClipIndex
 
 _OPENED = 100
 """How many clips `--check` opens to say which tracks are taken."""
@@ -58,7 +57,7 @@ def _summary(cache: ClipCache, seconds: float) -> Table:
     return table
 
 
-def _print_contents(config: RunConfig, index: ClipIndex) -> None:
+def _print_contents(config: RunConfig) -> None:
     """For `--check`: which of several tracks is taken, and how loud the sound is, as far as a finished cache knows.
 
     Without such a cache some clips' containers are opened for their tracks; none is decoded.
@@ -71,6 +70,7 @@ def _print_contents(config: RunConfig, index: ClipIndex) -> None:
     kinds = {name: kind for name, kind in kinds_of(config.data).items() if name in config.model.encoders}
     cache = decoded_before(config.data, list(kinds))
     if cache is None:
+        index = sources.load(config.data)
         found = index.clips[~index.clips["id"].isin(index.listing.missing_in())].to_dict("records")
         opened = found[:: max(len(found) // _OPENED, 1)][:_OPENED]
         for track, clips in tracks_taken(opened, kinds, config.data).items():
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             code = check(config.data, None if options.check == Path() else options.check)
             if code == 0:
-                _print_contents(config, sources.load(config.data))
+                _print_contents(config)
             return code
         from rich.console import Console
 
