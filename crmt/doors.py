@@ -1,16 +1,21 @@
 """How parts are added: by a name of ours, or as `package.module:Name` of the user's own code.
 
 Everything that another person can add (an encoder, a training method, an attack, a certificate ...) goes through a
-`Door`. Ours are found by file name in one package, so that a new file is a new part and nothing else is edited.
+`Door`. Ours are found by file name in one package, so that a new file is a new part and nothing else is edited. What a
+door names is imported when it is asked for, and no sooner: names are checked without torch.
 """
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
@@ -83,6 +88,12 @@ def _where(error: BaseException) -> str:
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
+@lru_cache
+def _modules_in(folders: tuple[tuple[str, int], ...]) -> dict[str, Path]:
+    """The modules of folders, each with the time of its last change: a file may be added while we run."""
+    return {m.name: Path(folder) / f"{m.name}.py" for folder, _ in folders for m in iter_modules([folder])}
+
+
 @dataclass(frozen=True)
 class Door:
     """Parts of one kind: ours, one file each in a package, and the user's own by path."""
@@ -99,9 +110,22 @@ class Door:
     """What people also call a part of ours, and its name."""
 
     def names(self) -> list[str]:
-        """The names of our parts, sorted."""
-        files = (m.name for m in iter_modules(import_module(self.package).__path__))
-        return sorted(f for f in files if not f.startswith("_") and f not in self.shared)
+        """The names of our parts, sorted. The package is not imported."""
+        return sorted(f for f in self._files() if not f.startswith("_") and f not in self.shared)
+
+    def file(self, name: str) -> Path:
+        """The file of a part of ours.
+
+        Args:
+            name: one of `names()`.
+        """
+        return self._files()[name]
+
+    def _files(self) -> dict[str, Path]:
+        package = sys.modules.get(self.package)
+        found = find_spec(self.package) if package is None else None
+        folders = package.__path__ if package is not None else (found and found.submodule_search_locations) or []
+        return _modules_in(tuple((folder, Path(folder).stat().st_mtime_ns) for folder in folders))
 
     def check(self, name: str) -> None:
         """Refuse a name that is none of ours; what a path names may lie on another machine, so it is not imported.
@@ -126,8 +150,44 @@ class Door:
         Raises:
             BadInputError: no such part, with the nearest name of ours.
         """
-        check_kind(f"the name of {self.what}", name, str, f"one of {', '.join(self.names())}")
+        if not isinstance(name, str):
+            check_kind(f"the name of {self.what}", name, str, f"one of {', '.join(self.names())}")
         if is_path(name):
             return import_path(name, self.what)
         self.check(name)
         return getattr(import_module(f"{self.package}.{name}"), self.attribute)
+
+
+METHODS = Door(
+    "a training method",
+    "crmt.methods",
+    "METHOD",
+    shared=("base",),
+    also=(
+        ("crmt", "crmt_jt"),
+        ("joint", "jt"),
+        ("joint_training", "jt"),
+        ("erm", "jt"),
+        ("orthogonal", "ojt"),
+        ("gradient_blending", "gb"),
+        ("g_blend", "gb"),
+        ("ogm", "ogm_ge"),
+        ("adversarial", "mmat"),
+        ("at", "mmat"),
+    ),
+)
+CERTIFICATES = Door(
+    "a certificate",
+    "crmt.certificates",
+    "CERTIFICATE",
+    shared=("audit", "base", "radius", "sampling", "smoothing_audit"),
+)
+ATTACKS = Door(
+    "an attack",
+    "crmt.attacks",
+    "ATTACK",
+    shared=("apgd", "balls", "base", "curves", "grid", "losses", "missing", "registry", "search"),
+)
+ENCODERS = Door(
+    "an encoder", "crmt.encoders", "ENCODER", shared=("resnet", "lipschitz", "orthogonal_layers", "pretrained")
+)

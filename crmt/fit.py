@@ -31,8 +31,9 @@ from crmt.methods.base import Epoch, Forward, Method, Step
 from crmt.modality import Batch, Inputs, check_batch
 from crmt.model import MultiModalModel, check_initialised, evaluating
 from crmt.orthonormal import earlier_rows_in
-from crmt.precision import Precision, check_compiler, check_precision, computing
+from crmt.precision import check_compiler, check_precision, computing
 from crmt.randomness import generator_on
+from crmt.settings import Precision
 
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "step"]

@@ -7,15 +7,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from crmt.errors import BadInputError
-
-Precision = Literal["fp32", "bf16"]
-"""`fp32`: float32, convolutions on a GPU in TF32 as torch has it by default; `bf16`: torch's autocast to bfloat16, with
-weights, head, scores, losses and the optimiser in float32."""
+from crmt.settings import Precision
 
 
 def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

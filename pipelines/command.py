@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,27 +76,35 @@ def _file_of(options: argparse.Namespace) -> Path:
     return Path(options.config or CONFIG_DIR / f"{options.dataset}.yaml")
 
 
-def config_from(options: argparse.Namespace) -> RunConfig:
-    """The configuration that `add_config_arguments` names.
+def config_from(options: argparse.Namespace, values: Mapping[str, Any] | None = None, trains: bool = True) -> RunConfig:
+    """The configuration that `add_config_arguments` names. What can be told without torch and pandas is told first.
+
+    Args:
+        options: of the command.
+        values: dotted path to what another argument says; None: nothing.
+        trains: whether models are trained, so that settings must fit each other.
 
     Raises:
         BadInputError: no data set given, an unknown one, or a configuration that is not valid.
     """
     from pipelines import sources
+    from pipelines.config.consistency import check_consistency
     from pipelines.config.run_config import load_config, with_values
 
     check_early(options)
-    if options.dataset is not None:
-        sources.find(options.dataset)
     file = _file_of(options)
     config = load_config(file, options.set)
-    values: dict[str, object] = {}
+    changes = {name: value for name, value in (values or {}).items() if value is not None}
     if options.dataset is not None:
-        values["data.dataset"] = options.dataset
+        changes["data.dataset"] = options.dataset
     if options.data_root is not None:
-        values["data.root"] = str(options.data_root.resolve())
-    if values:
-        config = with_values(config, values)
+        changes["data.root"] = str(options.data_root.resolve())
+    if changes:
+        config = with_values(config, changes)
+    if trains:
+        check_consistency(config)
+    if options.dataset is not None:
+        sources.look(config.data)
     if not config.code and names_code(config.model_dump(mode="json")):
         config = with_values(config, {"code": [str(file.resolve().parent)]})
     return importing(config, options.code)

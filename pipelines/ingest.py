@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> int:
         started = time.monotonic()
         check_early(options)
-        config = config_from(options)
+        config = config_from(options, trains=False)
         if options.check is not None:
             from pipelines.sources.check import check
 

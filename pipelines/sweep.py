@@ -40,8 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         check_early(options)
-        from pipelines.config.run_config import with_values
-
         if options.resume is not None:
             others = ("dataset", "config", "set", "data_root", "out", "trials", "workers")
             if any(getattr(options, name) for name in others):
@@ -51,11 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run = latest_run() if options.resume == "latest" else Path(options.resume).resolve()
             return run_sweep(importing(read_card(run)[1], options.code), None, run, options.dry_run, options.address)
-        config = config_from(options)
+        config = config_from(options, {"sweep.trials": options.trials, "sweep.workers": options.workers})
         if options.trials and config.search and config.sweep.algorithm in ("grid", "points"):
             raise BadInputError(f"--trials: sweep.algorithm is {config.sweep.algorithm}, which says itself how many")
-        changes = {"sweep.trials": options.trials, "sweep.workers": options.workers}
-        config = with_values(config, {k: v for k, v in changes.items() if v is not None})
         from pipelines.sweeps.run import run_sweep
 
         return run_sweep(config, options.out, None, options.dry_run, options.address)

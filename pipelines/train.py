@@ -32,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         check_early(options)
-        from pipelines.config.run_config import with_values
-
         if options.resume is not None:
             others = ("dataset", "config", "set", "data_root", "out", "workers")
             if any(getattr(options, name) for name in others):
@@ -44,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = options.resume.resolve()
             run_training(importing(read_card(run)[1], options.code), None, run, options.address)
             return 0
-        config = config_from(options)
-        if options.workers is not None:
-            config = with_values(config, {"sweep.workers": options.workers})
+        config = config_from(options, {"sweep.workers": options.workers})
         from pipelines.sweeps.single import run_training
 
         run_training(config.without_search(), options.out, None, options.address)

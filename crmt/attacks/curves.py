@@ -20,8 +20,9 @@ from crmt.attacks.registry import find_attack
 from crmt.errors import BadInputError
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
-from crmt.precision import Precision, computing
+from crmt.precision import computing
 from crmt.progress import Progress, silent
+from crmt.settings import Precision
 
 Budget = float | dict[str, float]
 """ε of a joint or uni-modal ball, or ε by modality of a product ball."""

@@ -10,21 +10,14 @@ from torch import Tensor
 from crmt.attacks.balls import Ball
 from crmt.attacks.base import DEFAULT_SETTINGS, Attack, AttackSettings, Call
 from crmt.attacks.search import AttackResult
-from crmt.doors import Door
+from crmt.doors import ATTACKS
 from crmt.errors import BadInputError
 from crmt.model import MultiModalModel
-
-DOOR = Door(
-    "an attack",
-    "crmt.attacks",
-    "ATTACK",
-    shared=("apgd", "balls", "base", "curves", "grid", "losses", "missing", "registry", "search"),
-)
 
 
 def attack_names() -> list[str]:
     """The names of the attacks in this folder."""
-    return DOOR.names()
+    return ATTACKS.names()
 
 
 def parts_of_auto() -> tuple[str, ...]:
@@ -42,7 +35,7 @@ def find_attack(name: str) -> Attack:
     Raises:
         BadInputError: no such attack, or a class that is none.
     """
-    kind = DOOR.find(name)
+    kind = ATTACKS.find(name)
     if not (isinstance(kind, type) and issubclass(kind, Attack)):
         raise BadInputError(f"{name} is no attack: make it a class that derives from crmt.attacks.Attack")
     try:

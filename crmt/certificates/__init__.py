@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crmt.certificates.base import Certificate, ClipCertificate, IntegrationConstants, ScoreCertificate
 from crmt.certificates.estimate import Estimate
-from crmt.doors import Door
+from crmt.doors import CERTIFICATES
 from crmt.errors import BadInputError
 from crmt.model import MultiModalModel
 
@@ -26,17 +26,10 @@ __all__ = [
     "for_step2",
 ]
 
-DOOR = Door(
-    "a certificate",
-    "crmt.certificates",
-    "CERTIFICATE",
-    shared=("audit", "base", "radius", "sampling", "smoothing_audit"),
-)
-
 
 def certificate_names() -> list[str]:
     """The names of the certificates in this folder."""
-    return DOOR.names()
+    return CERTIFICATES.names()
 
 
 def certificate_class(name: str) -> type[Certificate]:
@@ -48,7 +41,7 @@ def certificate_class(name: str) -> type[Certificate]:
     Raises:
         BadInputError: no such certificate, or a class that is none.
     """
-    kind: type[Certificate] = DOOR.find(name)
+    kind: type[Certificate] = CERTIFICATES.find(name)
     if not (isinstance(kind, type) and issubclass(kind, (ScoreCertificate, ClipCertificate))):
         raise BadInputError(
             f"{name} is no certificate: make it a class that derives from ScoreCertificate or ClipCertificate of "

@@ -20,8 +20,9 @@ from crmt.checkpoint import digest_of
 from crmt.errors import BadInputError, CRMTWarning
 from crmt.modality import Batch, Inputs, check_batch_kind, check_inputs
 from crmt.model import MultiModalModel, evaluating
-from crmt.precision import Precision, check_precision, computing
+from crmt.precision import check_precision, computing
 from crmt.progress import Progress, silent
+from crmt.settings import Precision
 
 NAME = "smoothing"
 ABSTAINED = -1

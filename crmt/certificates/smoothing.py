@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from crmt.certificates.audit import Audit, AuditPlan
@@ -22,8 +22,8 @@ from crmt.certificates.smoothing_audit import audit_smoothing
 from crmt.errors import BadInputError
 from crmt.modality import Batch
 from crmt.model import MultiModalModel
-from crmt.precision import Precision
 from crmt.progress import Progress, silent
+from crmt.settings import Precision, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,15 @@ class Smoothing(ClipCertificate):
     audited_by = "pgd over the noise"
     result = SmoothedClip
 
-    sigmas: dict[str, float] = field(default_factory=dict)
+    sigmas: dict[str, float] = setting({}, above=0)
     """Modality to the deviation of its noise, in its space; every modality of the model needs one."""
-    n0: int = 100
+    n0: int = setting(100, at_least=1)
     """Noisy copies that choose the class."""
-    n: int = 1000
+    n: int = setting(1000, at_least=1)
     """Further noisy copies, that bound the probability of that class."""
-    alpha: float = 0.001
+    alpha: float = setting(0.001, above=0, below=1)
     """Each radius holds with probability 1 - alpha."""
-    samples: int | None = 100
+    samples: int | None = setting(100, at_least=1)
     """Test clips that are smoothed; all when null."""
     precision: Precision = "fp32"
     """What the network computes in; the certified classifier is the one that computes so, fp32 or bf16."""

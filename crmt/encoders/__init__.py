@@ -12,11 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from crmt.doors import Door, is_path, one_line, split_arguments
+from crmt.doors import ENCODERS, is_path, one_line, split_arguments
 from crmt.errors import BadInputError
 from crmt.modality import Modality
 
-DOOR = Door("an encoder", "crmt.encoders", "ENCODER", shared=("resnet", "lipschitz", "orthogonal_layers", "pretrained"))
 TIMM = "timm:"
 """How the names of timm's models begin."""
 WEIGHTS = "weights"
@@ -28,7 +27,7 @@ Given = str | Mapping[str, Any]
 
 def encoder_names() -> list[str]:
     """The names of the encoders in this folder."""
-    return DOOR.names()
+    return ENCODERS.names()
 
 
 def is_foreign(given: Given) -> bool:
@@ -50,7 +49,7 @@ def find_encoder(name: str) -> Callable[..., nn.Module]:
         from crmt.encoders.pretrained import timm_encoder
 
         return timm_encoder(name.removeprefix(TIMM))
-    found = DOOR.find(name)
+    found = ENCODERS.find(name)
     if not callable(found):
         raise BadInputError(f"{name} is a {type(found).__name__}, no encoder: make it a class or a function")
     factory: Callable[..., nn.Module] = found

@@ -14,31 +14,16 @@ from numbers import Integral, Real
 from typing import Any
 
 from crmt.arguments import shown
-from crmt.doors import Door
+from crmt.doors import METHODS
 from crmt.errors import BadInputError, CRMTWarning
 from crmt.methods.base import Epoch, LossTerms, Method, Step
 
 __all__ = ["Epoch", "LossTerms", "Method", "Step", "create", "method_class", "method_names", "parameters_of_all"]
 
-_ALSO = (
-    ("crmt", "crmt_jt"),
-    ("joint", "jt"),
-    ("joint_training", "jt"),
-    ("erm", "jt"),
-    ("orthogonal", "ojt"),
-    ("gradient_blending", "gb"),
-    ("g_blend", "gb"),
-    ("ogm", "ogm_ge"),
-    ("adversarial", "mmat"),
-    ("at", "mmat"),
-)
-"""What people also call a method."""
-DOOR = Door("a training method", "crmt.methods", "METHOD", shared=("base",), also=_ALSO)
-
 
 def method_names() -> list[str]:
     """The names of all methods of this folder."""
-    return DOOR.names()
+    return METHODS.names()
 
 
 def method_class(name: str) -> type[Method]:
@@ -50,7 +35,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         BadInputError: no such method, or no class that derives from `Method`; the message lists ours.
     """
-    kind: type[Method] = DOOR.find(name)
+    kind: type[Method] = METHODS.find(name)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise BadInputError(f"{name} is no training method: make it a class that derives from crmt.methods.Method")
     return kind
@@ -80,7 +65,7 @@ def create(name: str, **settings: Any) -> Method:
     """
     kind = method_class(name)
     own = kind.parameters()
-    others = parameters_of_all()
+    others = parameters_of_all() if settings.keys() - set(own) else {}
     for unknown in (s for s in settings if s not in own and s not in others):
         raise BadInputError(
             f"no training method has a setting {unknown!r}{_nearest(unknown, kind) or '.'} {_valid(kind)}"

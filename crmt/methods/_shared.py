@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf, isfinite
 
 import numpy as np
 import torch
@@ -15,33 +14,12 @@ from crmt.attacks import Ball
 from crmt.attacks.balls import moved, wide
 from crmt.attacks.losses import attack_loss
 from crmt.distributed import sum_over_ranks, world_size
-from crmt.errors import BadInputError
 from crmt.gradients import input_gradients
 from crmt.losses import margin_regulariser
 from crmt.methods.base import Forward, LossTerms, Step
 from crmt.modality import Inputs
 from crmt.model import MultiModalModel, Output, evaluating
 from crmt.randomness import generator_on
-
-
-def require(name: str, value: float, *, at_least: float = -inf, above: float = -inf, below: float = inf) -> None:
-    """Refuse a hyperparameter that is not finite or outside its range.
-
-    Args:
-        name: the hyperparameter, without `train.`.
-        value: its value.
-        at_least: the smallest value allowed.
-        above: a bound that is not allowed itself.
-        below: a bound that is not allowed itself.
-
-    Raises:
-        BadInputError: names the setting, its value and its range.
-    """
-    if isfinite(value) and value >= at_least and above < value < below:
-        return
-    limits = {"at least": at_least, "above": above, "below": below}
-    wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if isfinite(limit))
-    raise BadInputError(f"{name} must be a finite number {wanted}, not {value}: change train.{name}")
 
 
 def cross_entropy_loss(output: Output, labels: Tensor) -> LossTerms:

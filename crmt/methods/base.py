@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crmt.modality import Batch
 from crmt.model import MultiModalModel, Output
+from crmt.settings import check_ranges
 
 Forward = Callable[[Mapping[str, Tensor]], Output]
 """A forward pass: modality to its inputs, to the model's output."""
@@ -70,6 +71,9 @@ class Method(ABC):
     """A name in `crmt.heads.HEADS`."""
     step2: ClassVar[bool] = False
     """Whether the integration weights are optimised for the radius after step 1."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "train")
 
     @classmethod
     def parameters(cls) -> tuple[str, ...]:

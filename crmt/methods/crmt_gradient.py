@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from crmt.attacks.balls import columns
-from crmt.methods._shared import margin_loss, require
+from crmt.methods._shared import margin_loss
 from crmt.methods.base import LossTerms, Method, Step
 from crmt.modality import Inputs
+from crmt.settings import setting
 
 _REACH = 0.25
 """How far the two points of the difference lie from x, in units of ε. Further off the loss bends away from its tangent.
@@ -43,14 +44,10 @@ class CRMTGradient(Method):
     head = "orthogonal"
     step2 = True
 
-    rho: float = 2.0
+    rho: float = setting(2.0, at_least=0)
     """Weight of the margin regulariser; 2 to 5 is good, below 0.5 it stays half trained."""
-    epsilon: float = 0.7
+    epsilon: float = setting(0.7, above=0)
     """Joint ℓ2 budget, in the inputs' own spaces. 0.7 suits avdigits."""
-
-    def __post_init__(self) -> None:
-        require("rho", self.rho, at_least=0)
-        require("epsilon", self.epsilon, above=0)
 
     def loss(self, step: Step) -> LossTerms:
         inputs = {m: step.inputs[m].detach().requires_grad_() for m in step.model.modalities}

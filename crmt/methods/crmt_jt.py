@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crmt.methods._shared import margin_loss, require
+from crmt.methods._shared import margin_loss
 from crmt.methods.base import LossTerms, Method, Step
+from crmt.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,8 @@ class CRMTJT(Method):
     head = "orthogonal"
     step2 = True
 
-    rho: float = 2.0
+    rho: float = setting(2.0, at_least=0)
     """Weight of the margin regulariser; 2 to 5 is good, below 0.5 it stays half trained."""
-
-    def __post_init__(self) -> None:
-        require("rho", self.rho, at_least=0)
 
     def loss(self, step: Step) -> LossTerms:
         return margin_loss(step.forward(step.inputs), step.labels, self.rho)

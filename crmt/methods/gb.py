@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crmt.distributed import sum_over_ranks
-from crmt.methods._shared import require
 from crmt.methods.base import Epoch, LossTerms, Method, Step
 from crmt.model import MultiModalModel, Output
+from crmt.settings import setting
 
 LEAST_CHANGE = 0.01
 """Nats. Smaller changes of a loss count as this much, so that noise decides no weight."""
@@ -73,11 +73,8 @@ class GB(Method):
     title = "GB"
     head = "concat"
 
-    gb_super_epoch: int = 5
+    gb_super_epoch: int = setting(5, at_least=1)
     """Epochs between two estimates of the weights; the paper has 5 to 20."""
-
-    def __post_init__(self) -> None:
-        require("gb_super_epoch", self.gb_super_epoch, at_least=1)
 
     def prepare(self, model: MultiModalModel) -> nn.Module:
         widths = {m: model.head.weight(m).shape[1] for m in model.modalities}

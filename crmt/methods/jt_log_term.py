@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 
 from crmt.losses import margin_regulariser
-from crmt.methods._shared import require
 from crmt.methods.base import LossTerms, Method, Step
+from crmt.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,8 @@ class JTLogTerm(Method):
     title = "JT + log term"
     head = "concat"
 
-    rho: float = 2.0
+    rho: float = setting(2.0, at_least=0)
     """Weight of the margin regulariser; 2 to 5 is good, below 0.5 it stays half trained."""
-
-    def __post_init__(self) -> None:
-        require("rho", self.rho, at_least=0)
 
     def loss(self, step: Step) -> LossTerms:
         output = step.forward(step.inputs)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crmt.losses import mixed_cross_entropy
-from crmt.methods._shared import mixed, require
+from crmt.methods._shared import mixed
 from crmt.methods.base import LossTerms, Method, Step
+from crmt.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,8 @@ class Mixup(Method):
     title = "Mixup"
     head = "concat"
 
-    mixup_alpha: float = 1.0
+    mixup_alpha: float = setting(1.0, above=0)
     """α of Beta(α, α): 1 draws λ uniformly, less keeps inputs nearer to one of the two."""
-
-    def __post_init__(self) -> None:
-        require("mixup_alpha", self.mixup_alpha, above=0)
 
     def loss(self, step: Step) -> LossTerms:
         batch = mixed(step, self.mixup_alpha)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crmt.methods._shared import cross_entropy_loss, joint_adversarial, require
+from crmt.methods._shared import cross_entropy_loss, joint_adversarial
 from crmt.methods.base import LossTerms, Method, Step
+from crmt.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +20,11 @@ class MMAT(Method):
     title = "MMAT"
     head = "concat"
 
-    epsilon: float = 0.7
+    epsilon: float = setting(0.7, above=0)
     """Joint ℓ2 budget of the training attack, in the inputs' own spaces. 0.7 suits avdigits; the released code has 0.1
     in ImageNet-normalised pixels, about 0.02 here."""
-    attack_steps: int = 5
+    attack_steps: int = setting(5, at_least=1)
     """Gradient steps of the training attack."""
-
-    def __post_init__(self) -> None:
-        require("epsilon", self.epsilon, above=0)
-        require("attack_steps", self.attack_steps, at_least=1)
 
     def loss(self, step: Step) -> LossTerms:
         inputs = joint_adversarial(step, self.epsilon, self.attack_steps)

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from crmt.attacks import Ball
 from crmt.heads import OddOneOutHead
-from crmt.methods._shared import adversarial, require
+from crmt.methods._shared import adversarial
 from crmt.methods.base import LossTerms, Method, Step
 from crmt.model import Output
 from crmt.randomness import generator_on
+from crmt.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +35,12 @@ class MSEFM(Method):
     title = "MSEFM"
     head = "odd_one_out"
 
-    epsilon: float = 0.7
+    epsilon: float = setting(0.7, above=0)
     """ℓ2 budget of the training attack, on one modality, in its own space. 0.7 suits avdigits."""
-    attack_steps: int = 5
+    attack_steps: int = setting(5, at_least=1)
     """Gradient steps of the training attack."""
-    msefm_weight: float = 1.0
+    msefm_weight: float = setting(1.0, at_least=0)
     """Weight of the odd-one-out loss."""
-
-    def __post_init__(self) -> None:
-        require("epsilon", self.epsilon, above=0)
-        require("attack_steps", self.attack_steps, at_least=1)
-        require("msefm_weight", self.msefm_weight, at_least=0)
 
     def loss(self, step: Step) -> LossTerms:
         names, labels, count = tuple(step.model.modalities), step.labels, len(step.labels)

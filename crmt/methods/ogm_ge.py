@@ -14,9 +14,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from crmt.distributed import mean_over_ranks
 from crmt.errors import BadInputError
-from crmt.methods._shared import common_seed, cross_entropy_loss, require
+from crmt.methods._shared import common_seed, cross_entropy_loss
 from crmt.methods.base import LossTerms, Method, Step
 from crmt.model import MultiModalModel, Output
+from crmt.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,8 @@ class OGMGE(Method):
     title = "OGM-GE"
     head = "concat"
 
-    ogm_alpha: float = 0.3
+    ogm_alpha: float = setting(0.3, at_least=0)
     """α: the larger, the more the leading modality is held back; the paper has 0.1 to 1."""
-
-    def __post_init__(self) -> None:
-        require("ogm_alpha", self.ogm_alpha, at_least=0)
 
     def prepare(self, model: MultiModalModel) -> nn.Module:
         """Check that there is something to modulate.

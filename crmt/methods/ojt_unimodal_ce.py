@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.nn import functional as F
 
-from crmt.methods._shared import require
 from crmt.methods.base import LossTerms, Method, Step
+from crmt.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,8 @@ class OJTUnimodalCE(Method):
     title = "OJT + uni-modal CE"
     head = "orthogonal"
 
-    unimodal_weight: float = 1.0
+    unimodal_weight: float = setting(1.0, at_least=0)
     """Weight of the sum of uni-modal cross-entropies."""
-
-    def __post_init__(self) -> None:
-        require("unimodal_weight", self.unimodal_weight, at_least=0)
 
     def loss(self, step: Step) -> LossTerms:
         output = step.forward(step.inputs)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crmt.distributed import mean_over_ranks, sum_over_ranks
-from crmt.methods._shared import require
 from crmt.methods.base import Epoch, LossTerms, Method, Step
 from crmt.model import MultiModalModel
+from crmt.settings import setting
 
 
 class Prototypes(nn.Module):
@@ -92,20 +92,14 @@ class PMR(Method):
     title = "PMR"
     head = "concat"
 
-    pmr_alpha: float = 1.0
+    pmr_alpha: float = setting(1.0, at_least=0)
     """α: weight of the prototypical cross-entropy of the slow modalities."""
-    pmr_momentum: float = 0.5
+    pmr_momentum: float = setting(0.5, at_least=0, below=1)
     """Weight of the old prototypes from epoch to epoch; 0 takes the class means of the last epoch alone."""
-    pmr_entropy: float = 0.1
+    pmr_entropy: float = setting(0.1, at_least=0)
     """Weight of the entropy that keeps the fast modalities from early convergence; 0 leaves it out."""
-    pmr_entropy_epochs: int = 5
+    pmr_entropy_epochs: int = setting(5, at_least=0)
     """Number of epochs, from the first one, that have this entropy term."""
-
-    def __post_init__(self) -> None:
-        require("pmr_alpha", self.pmr_alpha, at_least=0)
-        require("pmr_momentum", self.pmr_momentum, at_least=0, below=1)
-        require("pmr_entropy", self.pmr_entropy, at_least=0)
-        require("pmr_entropy_epochs", self.pmr_entropy_epochs, at_least=0)
 
     def prepare(self, model: MultiModalModel) -> nn.Module:
         widths = {m: model.head.weight(m).shape[1] for m in model.modalities}

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from crmt.errors import BadInputError
 from crmt.heads import OrthogonalHead
 from crmt.losses import margin_regulariser
-from crmt.methods._shared import require
 from crmt.methods.base import LossTerms, Method, Step
 from crmt.model import MultiModalModel
+from crmt.settings import setting
 
 NO_FLOOR = 1e-30
 """The margin term's floor, too small to matter: a 1-Lipschitz model's scores cannot simply scale up."""
@@ -33,18 +33,13 @@ class RadiusLoss(Method):
     head = "orthogonal"
     step2 = True
 
-    temperature: float = 8.0
+    temperature: float = setting(8.0, above=0)
     """T: a larger one makes the cross-entropy care about smaller margins."""
-    shift: float = 5.0
+    shift: float = setting(5.0, at_least=0)
     """The margin asked for, in the unit of h, which is that of radii. On avdigits the radii grew from 2 to 3 to 5 at no
     cost in accuracy; 8 gave nothing more."""
-    rho: float = 0.5
+    rho: float = setting(0.5, at_least=0)
     """Weight of the margin regulariser."""
-
-    def __post_init__(self) -> None:
-        require("temperature", self.temperature, above=0)
-        require("shift", self.shift, at_least=0)
-        require("rho", self.rho, at_least=0)
 
     def prepare(self, model: MultiModalModel) -> nn.Module:
         """Set a to 1 and freeze it for step 1; `fit` makes it trainable again.

@@ -20,12 +20,13 @@ from crmt.errors import BadInputError
 from crmt.modality import Batch, Modality
 from pipelines.clips.background import in_background, sharing
 from pipelines.clips.cache import ClipCache
-from pipelines.clips.kinds import ModalityMeta, check_modalities, kinds_of
+from pipelines.clips.kinds import ModalityMeta, kinds_of
 from pipelines.clips.placement import Placement
 from pipelines.clips.random_choices import RandomChoices
 from pipelines.clips.rows import decode_rows, present_column, statistics
 from pipelines.clips.stored import Each, InMemory
 from pipelines.clips.transform import Transform
+from pipelines.config.modality import check_modalities
 from pipelines.config.schema import DataConfig
 
 EVALUATION_BATCH = 128

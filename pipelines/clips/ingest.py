@@ -31,11 +31,12 @@ from pipelines.clips.cache import (
     with_constants,
 )
 from pipelines.clips.contents import FORMAT, MadeOf, made_of
-from pipelines.clips.kinds import Kind, check_files, check_modalities, kinds_of
+from pipelines.clips.kinds import Kind, check_files, kinds_of
 from pipelines.clips.lookup import folder_name, look_up
 from pipelines.clips.loudness import Sums, add_loudness, mean_loudness
 from pipelines.clips.reading import ClipError, read_clip
 from pipelines.clips.rows import add_clip, empty_sums, encode_row, present_column, schema_of, statistics
+from pipelines.config.modality import check_modalities
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.schema import DataConfig
 from pipelines.decoding.errors import REASONS

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from crmt.errors import BadInputError
-from crmt.modality import check_name
 
 PATH = "path"
 """The column that every list of clips has."""
@@ -48,11 +47,22 @@ def _names_are_free(modalities: dict[str, ModalityConfig]) -> dict[str, Modality
             raise ValueError(f"no modality can be called {name!r}, which means something else here: rename it")
         if not name.isidentifier():  # it becomes a column, a part of a model and a part of dotted paths
             raise ValueError(f"no modality can be called {name!r}: use letters, digits and _")
-        try:
-            check_name(name)
-        except BadInputError as error:
-            raise ValueError(str(error)) from None
     return modalities
 
 
 Modalities = Annotated[dict[str, ModalityConfig], BeforeValidator(_spelled_out), AfterValidator(_names_are_free)]
+
+
+def check_modalities(names: Iterable[str], known: Mapping[str, Any]) -> None:
+    """Refuse what no clip has.
+
+    Args:
+        names: the modalities that are wanted.
+        known: those that the configuration declares.
+
+    Raises:
+        BadInputError: an unknown modality, or none at all.
+    """
+    unknown = sorted(set(names) - set(known))
+    if unknown or not set(names):
+        raise BadInputError(f"clips have the modalities {' and '.join(known)}, not {', '.join(unknown) or 'none'}")

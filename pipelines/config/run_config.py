@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-from crmt.certificates import Certificate
-from crmt.certificates import create as create_certificate
-from crmt.doors import is_path, split_arguments
+from crmt.doors import METHODS, is_path, split_arguments
 from crmt.errors import BadInputError
-from crmt.methods import Method, create, method_class
+from crmt.settings import Declaration, declaration_of_class
 from pipelines.config.hints import nearest
 from pipelines.config.reading import read_file, read_override
 from pipelines.config.schema import DataConfig, Section
 from pipelines.config.trial_schema import (
     CERTIFICATE_SECTIONS,
+    METHOD_DECLARATIONS,
     METHOD_FIELDS,
     AttackConfig,
     CertifyConfig,
@@ -27,6 +26,10 @@ from pipelines.config.trial_schema import (
     SweepConfig,
     TrainConfig,
 )
+
+if TYPE_CHECKING:  # torch: a configuration is read and refused without it
+    from crmt.certificates import Certificate
+    from crmt.methods import Method
 
 SHORTHANDS = ("choice", "grid", "uniform", "loguniform", "int")
 _SEARCHED = ("train.", "model.")
@@ -78,6 +81,8 @@ class RunConfig(Section):
         Raises:
             BadInputError: no such method.
         """
+        from crmt.methods import create, method_class
+
         # those of other methods stay in a configuration that compares several
         own = METHOD_FIELDS.keys() & set(method_class(self.train.method).parameters())
         options = self.train.options if is_path(self.train.method) else {}
@@ -89,6 +94,8 @@ class RunConfig(Section):
         Raises:
             BadInputError: no such certificate, a setting that it does not take, or two of one name.
         """
+        from crmt.certificates import create as create_certificate
+
         found: dict[str, Certificate] = {}
         for given in self.certify.certificates:
             path, arguments = split_arguments(given)
@@ -121,9 +128,10 @@ class RunConfig(Section):
         none, the field's own value or its method's default, or if the search cannot give that, the entry's first."""
 
         def own(path: str, space: dict[str, Any], method: str) -> Any:
-            value = value_at(self, path)
-            if value is None:
-                value = getattr(create(method), path.rpartition(".")[2], None)
+            value, name = value_at(self, path), path.rpartition(".")[2]
+            settings = declaration_of(method).settings if value is None else {}
+            if name in settings:
+                value = settings[name].default
             return value if _inside(space, value) else next(iter(space.values()))[0]
 
         whole = []
@@ -132,6 +140,23 @@ class RunConfig(Section):
             whole.append({path: own(path, space, method) for path, space in self.search.items()} | point)
         effects = [effective_params(point.get("train.method", self.train.method), point) for point in whole]
         return [point for i, point in enumerate(whole) if effects[i] not in effects[:i]]
+
+
+def declaration_of(method: str) -> Declaration:
+    """What a training method declares. One of the user's own is imported for it.
+
+    Args:
+        method: its name, or `package.module:Name`.
+
+    Raises:
+        BadInputError: no such method.
+    """
+    if not is_path(method):
+        METHODS.check(method)
+        return METHOD_DECLARATIONS[method]
+    from crmt.methods import method_class
+
+    return declaration_of_class(method_class(method))
 
 
 def effective_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -143,11 +168,11 @@ def effective_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
     """
     if not params:
         return {}
-    kind = method_class(method)
-    others = set(METHOD_FIELDS) - set(kind.parameters())
-    if not kind.step2:
+    own = declaration_of(method)
+    others = METHOD_FIELDS.keys() - own.settings.keys()
+    if not own.constants.get("step2"):
         others |= {p.removeprefix("train.") for p in params if p.startswith("train.step2.")}
-    options = {f"options.{name}" for name in kind.parameters()} if is_path(method) else set()
+    options = {f"options.{name}" for name in own.settings} if is_path(method) else set()
     others |= {o for p in params if (o := p.removeprefix("train.")).startswith("options.") and o not in options}
     return {p: None if p.removeprefix("train.") in others else v for p, v in params.items()}
 

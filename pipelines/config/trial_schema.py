@@ -1,27 +1,19 @@
-"""The sections of a trial and of the search over trials: every field with its default, its range and what it means."""
+"""The sections of a trial and of the search over trials: every field with its default, its range and what it means.
+
+No torch here: what methods and certificates take is read from their files' text (`crmt.settings`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
+from dataclasses import replace
+from math import isfinite
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, create_model, field_validator
 
-from crmt.attacks.registry import DOOR as ATTACKS
-from crmt.certificates import DOOR as CERTIFICATES
-from crmt.certificates import certificate_class, certificate_names
-from crmt.certificates import create as create_certificate
-from crmt.certificates.estimate import Estimate
-from crmt.doors import Door, split_arguments
+from crmt.doors import ATTACKS, CERTIFICATES, ENCODERS, METHODS, Door, split_arguments
 from crmt.errors import BadInputError
-from crmt.methods import create, method_class, method_names
-from crmt.precision import Precision
+from crmt.settings import Precision, Range, Setting, declared
 from pipelines.config.schema import Count, NonNegative, Positive, Section, UnitInterval
 
 
@@ -61,7 +53,7 @@ class ModelConfig(Section):
     def _encoders_are_named(cls, encoders: dict[str, Any]) -> dict[str, Any]:
         for given in encoders.values():
             try:
-                split_arguments(given)
+                ENCODERS.check(split_arguments(given)[0])
             except BadInputError as error:
                 raise ValueError(str(error)) from None
         return encoders
@@ -77,38 +69,36 @@ class Step2Config(Section):
     """A step 2 that lowers validation accuracy by more than this is reported as harmful (it is kept all the same)."""
 
 
-_METHODS = {name: method_class(name) for name in method_names()}
+def _field_type(setting: Setting) -> Any:
+    """The type of a field with the range of its numbers, or of those in a mapping."""
+    if setting.limits == Range():
+        return setting.kind
+    at_least, above, below = (limit if isfinite(limit) else None for limit in setting.limits)
+    limits = Field(ge=at_least, gt=above, lt=below)
+    if get_origin(setting.kind) is not dict:
+        return Annotated[setting.kind, limits]
+    key, value = get_args(setting.kind)
+    return dict[key, Annotated[value, limits]]  # type: ignore[valid-type]
+
+
+METHOD_DECLARATIONS = {name: declared(METHODS, name, ("Method",)) for name in METHODS.names()}
+"""What each training method of ours declares: its hyperparameters, title, head and whether step 2 follows."""
 
 
 def _method_fields() -> dict[str, Any]:
-    """Field name to its type, optional; a new file in crmt/methods/ adds its own."""
-    found: dict[str, Any] = {}
-    for kind in _METHODS.values():
-        hints = get_type_hints(kind)
-        found |= {parameter: hints[parameter] | None for parameter in kind.parameters()}
-    return found
+    """Hyperparameter to its type, optional; where several methods have it, in the range of all."""
+    found: dict[str, Setting] = {}
+    for declaration in METHOD_DECLARATIONS.values():
+        for name, setting in declaration.settings.items():
+            limits = found.get(name, setting).limits.within(setting.limits)
+            found[name] = replace(setting, limits=limits)
+    return {name: _field_type(setting) | None for name, setting in found.items()}
 
 
 METHOD_FIELDS = _method_fields()
-
-
-class _MethodFields(Section):
-    """The hyperparameters of all training methods; one left out (null) has its method's own default."""
-
-    @model_validator(mode="after")
-    def _methods_take_them(self) -> Self:
-        given = {name: getattr(self, name) for name in METHOD_FIELDS if getattr(self, name) is not None}
-        for method, kind in _METHODS.items():
-            try:
-                if own := given.keys() & set(kind.parameters()):
-                    create(method, **{name: given[name] for name in own})
-            except BadInputError as error:
-                raise ValueError(str(error)) from None
-        return self
-
-
+"""A new file in crmt/methods/ adds its own."""
 _OPTIONAL: dict[str, Any] = {name: (kind, None) for name, kind in METHOD_FIELDS.items()}
-_WithMethodFields: Any = create_model("_WithMethodFields", __base__=_MethodFields, **_OPTIONAL)
+_WithMethodFields: Any = create_model("_WithMethodFields", __base__=Section, **_OPTIONAL)
 
 
 class TrainConfig(_WithMethodFields):
@@ -183,50 +173,25 @@ class AttackConfig(Section):
     """Test clips that are attacked; all when left out."""
 
 
-class _CertificateFields(Section):
-    """The settings of one certificate, which itself checks their values."""
-
-    certificate: ClassVar[str]
-
-    @model_validator(mode="after")
-    def _certificate_takes_them(self) -> Self:
-        create_certificate(self.certificate, **self.model_dump())
-        return self
+def _certificate_section(name: str) -> type[Section] | None:
+    """The fields of a certificate of ours, with its defaults; None where it has none."""
+    settings = declared(CERTIFICATES, name, ("ScoreCertificate", "ClipCertificate")).settings
+    own: dict[str, Any] = {field: (_field_type(one), one.default) for field, one in settings.items()}
+    return create_model(f"_settings_of_{name}", __base__=Section, **own) if own else None
 
 
-def _certificate_section(name: str) -> type[Section]:
-    """The fields of a certificate of ours, with its defaults."""
-    kind = certificate_class(name)
-    hints = get_type_hints(kind)
-    own: dict[str, Any] = {
-        f.name: (hints[f.name], Field(default_factory=f.default_factory) if callable(f.default_factory) else f.default)
-        for f in fields(kind)
-    }
-    section: type[Section] = create_model(f"_settings_of_{name}", __base__=_CertificateFields, **own)
-    section.certificate = name  # type: ignore[attr-defined]
-    return section
-
-
-CERTIFICATE_SECTIONS = {
-    name: _certificate_section(name) for name in certificate_names() if certificate_class(name).parameters()
-}
+CERTIFICATE_SECTIONS = {name: own for name in CERTIFICATES.names() if (own := _certificate_section(name)) is not None}
 """Certificates of ours that have settings."""
 globals().update({section.__name__: section for section in CERTIFICATE_SECTIONS.values()})  # pickle looks here
 _SECTIONS: dict[str, Any] = {name: (section, section()) for name, section in CERTIFICATE_SECTIONS.items()}
 _WithCertificateSections: Any = create_model("_WithCertificateSections", __base__=Section, **_SECTIONS)
 
 
-def _only_the_estimate() -> list[str | dict[str, Any]]:
-    return [Estimate.name]
-
-
 class CertifyConfig(_WithCertificateSections):
     """Radii on the test split, and the attack that audits them; and the settings of each certificate that has any, as
     `certify.<name>.<field>`."""
 
-    certificates: Annotated[list[Certificate], AfterValidator(_each_once)] = Field(
-        default_factory=_only_the_estimate, min_length=1
-    )
+    certificates: Annotated[list[Certificate], Field(min_length=1), AfterValidator(_each_once)] = ["estimate"]
     """Names of certificates in crmt/certificates/, or `package.module:Name` of your own code (with settings:
     {path: ..., setting: ...})."""
     audit_attack: AttackName = "auto"

@@ -76,6 +76,17 @@ def find(name: str) -> Source:
     return Source(load, bool(getattr(part, "makes_clips", False)), tuple(getattr(part, "takes", ())))
 
 
+def look(data: DataConfig) -> None:
+    """Find a data set and its lists; nothing is read.
+
+    Raises:
+        BadInputError: no such data set, or lists that are not where they should be.
+    """
+    source = find(data.dataset)
+    if source.look is not None:
+        source.look(data)
+
+
 def load_without_ray(data: DataConfig) -> ClipIndex | None:
     """The clip index, as `load` with `or_decoded`, where that needs no Ray: a missing list should not wait for it.
 

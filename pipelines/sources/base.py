@@ -19,3 +19,5 @@ class Source:
     """Whether it makes its clips itself, on first use, for which it needs a running Ray."""
     takes: tuple[str, ...] = ()
     """Which of the settings `split` and `lists` it reads; one that it does not read is refused."""
+    look: Callable[[DataConfig], object] | None = None
+    """Finds the lists and reads none; raises BadInputError where they are not there. None: only `load` can tell."""

@@ -23,6 +23,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,4 +200,4 @@ def _classes(table: pd.DataFrame, names: dict[str, str] | None) -> tuple[str, ..
     return tuple(ordered)
 
 
-SOURCE = Source(load, takes=("lists",))
+SOURCE = Source(load, look=partial(find_lists, LAYOUT), takes=("lists",))

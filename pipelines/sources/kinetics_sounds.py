@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from crmt.errors import BadInputError
@@ -205,4 +206,4 @@ def _seconds(text: str, what: str, line: str) -> int:
     return whole_number(text.removesuffix(".0"), what, line)
 
 
-SOURCE = Source(load, takes=("lists",))
+SOURCE = Source(load, look=partial(find_lists, LAYOUT), takes=("lists",))

@@ -178,4 +178,4 @@ def _check_classes(file: Path, table: pd.DataFrame) -> None:
         raise BadInputError(f"{file}: label {unseen[0]!r} has no clip in train, so it cannot be learned")
 
 
-SOURCE = Source(load)
+SOURCE = Source(load, look=lambda data: _find(data.root))

@@ -96,4 +96,4 @@ def _row(line: str, text: str, split: str, classes: tuple[str, ...], known: set[
     return ListedClip(path.stem, folder, split, f"{folder}_{group[1]}", path.stem, line)
 
 
-SOURCE = Source(load, takes=("lists", "split"))
+SOURCE = Source(load, look=lambda data: find_lists(layout(data.split), data), takes=("lists", "split"))

@@ -15,6 +15,7 @@ video are a group. Origin: Chen, Xie, Vedaldi and Zisserman, "VGGSound: a large-
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from crmt.errors import BadInputError
@@ -103,4 +104,4 @@ def _row(line: str, cells: list[str], role: str) -> ListedClip:
     return ListedClip(f"{video}_{start:06d}", label, split, video, (video, start), line)
 
 
-SOURCE = Source(load, takes=("lists",))
+SOURCE = Source(load, look=partial(find_lists, LAYOUT), takes=("lists",))

@@ -1,37 +1,13 @@
-"""What no trial could use: a search that changes nothing, batches larger than train, a validation split too small."""
+"""What no trial could use: batches larger than train, a validation split too small."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from crmt.doors import is_path
 from crmt.errors import BadInputError
-from pipelines.config.run_config import RunConfig, effective_params
+from pipelines.config.run_config import RunConfig
 from pipelines.sources.index import ClipIndex
 
 FEWEST = 10
 """Clips of a validation split that was carved: by fewer, trials are chosen by chance."""
-
-
-def check_search_matters(config: RunConfig, methods: Sequence[str]) -> None:
-    """Refuse a searched field that no method of the run takes: its trials would be repeats of each other.
-
-    Args:
-        config: of the run.
-        methods: that its trials may get.
-
-    Raises:
-        BadInputError: names the field and the methods.
-    """
-    if any(is_path(name) for name in methods):
-        return  # found out by the trial: its module may lie elsewhere
-    for path in config.search:
-        if all(effective_params(name, {path: 1})[path] is None for name in methods):
-            raise BadInputError(
-                f"search.{path}: {' and '.join(methods)} take{'s' * (len(methods) == 1)} no notice of it, so trials "
-                f"would differ in nothing: leave it out of `search` (--set {path}=null fixes it), or search a method "
-                "that takes it"
-            )
 
 
 def check_clips(config: RunConfig, index: ClipIndex, *, choosing: bool) -> None:

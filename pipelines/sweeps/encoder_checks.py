@@ -16,7 +16,8 @@ from crmt.errors import BadInputError, CRMTError
 from crmt.heads import HEADS
 from crmt.modality import Modality
 from crmt.model import MultiModalModel
-from crmt.precision import Precision, computing
+from crmt.precision import computing
+from crmt.settings import Precision
 from pipelines.clips.batches import expected_modalities
 from pipelines.config.schema import DataConfig
 

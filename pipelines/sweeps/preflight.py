@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ from crmt.heads import HEADS
 from crmt.methods import method_class
 from crmt.model import ModelSpec
 from crmt.precision import check_compiler
-from pipelines.clips.kinds import check_modalities, kinds_of
+from pipelines.clips.kinds import kinds_of
 from pipelines.clips.streaming import READ_CPUS
+from pipelines.config.consistency import check_consistency, check_share, methods_of, values_of
 from pipelines.config.paths import cache_root, clips_root
-from pipelines.config.run_config import RunConfig, value_at, with_values
+from pipelines.config.run_config import RunConfig, with_values
 from pipelines.runs.disk import RESERVED_BYTES
-from pipelines.sweeps.clip_checks import check_search_matters
 from pipelines.sweeps.encoder_checks import check_certified, check_encoder
-from pipelines.trials.measure import attack_plan
 
 _MINIMUM_FREE = 2**30
 _MOST_INPUT_CPUS = 16
@@ -50,7 +48,7 @@ class Room:
         two (adam) numbers for each; one that runs has two states for a moment.
         """
         where = _existing(folder.resolve())
-        numbers = 3 if "adam" in _values_of(config, "train.optimizer") else 2
+        numbers = 3 if "adam" in values_of(config, "train.optimizer") else 2
         wanted = RESERVED_BYTES + model_bytes * (trials * (1 + numbers) + concurrent * numbers)
         return Room(where, shutil.disk_usage(where).free, wanted)
 
@@ -162,17 +160,6 @@ def _scheduler(config: RunConfig) -> str:
     return "" if sweep.scheduler == "none" else f", scheduler {sweep.scheduler}"
 
 
-def methods_of(config: RunConfig) -> list[str]:
-    """Methods that trials may get."""
-    return [str(m) for m in _values_of(config, "train.method")]
-
-
-def _values_of(config: RunConfig, path: str, own: Any = None) -> list[Any]:
-    """What trials may get for a field (the ends of a range); `own` where it is not searched."""
-    entry = config.search.get(path)
-    return list(next(iter(entry.values()))) if entry else [own or value_at(config, path)]
-
-
 def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> int:
     """Refuse what the schema admits and no trial can do, before clips are decoded or Ray is started.
 
@@ -188,22 +175,22 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> int:
             that it should, a modality that the model does not have, a certificate that the encoders do not admit, or
             batches that the workers of a trial cannot share.
     """
+    check_consistency(config, training=trained is None)
+    certificates = config.certificates()
     for name in methods_of(config):
-        _check_method(config, name, trained.head if trained else method_class(name).head)
+        for certificate in certificates:
+            certificate.check_head(HEADS[trained.head if trained else method_class(name).head], name)
     if trained is None:
         _check_options(config)
-        if any(_values_of(config, "train.compile")) and not config.sweep.gpus_per_worker:
+        if any(values_of(config, "train.compile")) and not config.sweep.gpus_per_worker:
             check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     find_attack(config.certify.audit_attack)
-    if config.sweep.algorithm == "points" and config.search and not config.sweep.start_with:
-        raise BadInputError("sweep.algorithm is points: list them in sweep.start_with")
-    for encoders in _values_of(config, "model.encoders"):
-        check_modalities(list(encoders), kinds_of(config.data))
-        _check_names(config, list(encoders))
-    _check_workers(config, training=trained is None)
-    if trained is None:
-        check_search_matters(config, methods_of(config))
-        _check_rungs(config)
+    for encoders in values_of(config, "model.encoders"):
+        kinds_of(config.data)
+        for certificate in certificates:
+            certificate.check_modalities(list(encoders))
+    for certificate in certificates:
+        check_share(f"certify.{certificate.name}.samples", certificate.samples, config.sweep.workers)
     return _check_encoders(config, build=trained is None)
 
 
@@ -213,15 +200,15 @@ def _check_encoders(config: RunConfig, build: bool) -> int:
     verify = any(certificate.lipschitz_encoders for certificate in certificates)
     checked: list[Any] = []
     largest: dict[str, int] = {}
-    for encoders in _values_of(config, "model.encoders"):
+    for encoders in values_of(config, "model.encoders"):
         for modality, own in encoders.items():
-            for given in _values_of(config, f"model.encoders.{modality}", own):
+            for given in values_of(config, f"model.encoders.{modality}", own):
                 if (modality, given) in checked:
                     continue
                 checked.append((modality, given))
                 for certificate in certificates:
                     check_certified(certificate, modality, given)
-                for width in _values_of(config, "model.features") if build else ():
+                for width in values_of(config, "model.features") if build else ():
                     size = check_encoder(
                         config.data,
                         modality,
@@ -229,66 +216,17 @@ def _check_encoders(config: RunConfig, build: bool) -> int:
                         width,
                         verify=verify,
                         seed=config.train.seed,
-                        precision="bf16" if "bf16" in _values_of(config, "train.precision") else "fp32",
+                        precision="bf16" if "bf16" in values_of(config, "train.precision") else "fp32",
                     )
                     largest[modality] = max(size, largest.get(modality, 0))
     return sum(largest.values())
 
 
 def _check_options(config: RunConfig) -> None:
-    """Refuse `train.options` that no method of the run takes."""
-    names = methods_of(config)
-    own = [name for name in names if is_path(name)]
-    if config.train.options and not own:
-        raise BadInputError(
-            "train.options is for a method of your own (package.module:Name): give ours its settings as train.<name>"
-        )
-    for name in own:
-        with_values(config.without_search(), {"train.method": name}).training_method()
-
-
-def _check_workers(config: RunConfig, training: bool) -> None:
-    """Refuse batches and samples that the workers of a trial cannot share."""
-    workers = config.sweep.workers
-    for size in _values_of(config, "train.batch_size") if training else []:
-        if size % workers:
-            raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
-    samples = {
-        "train.tau_samples": config.train.tau_samples,
-        "select.samples": config.select.samples,
-        "attack.samples": config.attack.samples,
-        "certify.audit_samples": config.certify.audit_samples,
-    } | {f"certify.{c.name}.samples": c.samples for c in config.certificates()}
-    for path, count in samples.items():
-        if count and count < workers:
-            raise BadInputError(f"{path} ({count}) must not be below sweep.workers ({workers}): each takes a share")
-
-
-def _check_rungs(config: RunConfig) -> None:
-    """Refuse an ASHA that could never stop a trial."""
-    sweep, epochs = config.sweep, max(_values_of(config, "train.epochs"))
-    if config.search and sweep.scheduler == "asha" and sweep.grace_epochs > epochs:
-        raise BadInputError(
-            f"sweep.grace_epochs ({sweep.grace_epochs}) is above train.epochs ({epochs:g}), so ASHA stops no trial: "
-            "lower it, or give sweep.scheduler=none"
-        )
-
-
-def _check_method(config: RunConfig, name: str, head: str) -> None:
-    for certificate in config.certificates():
-        certificate.check_head(HEADS[head], name)
-
-
-def _check_names(config: RunConfig, modalities: list[str]) -> None:
-    """Refuse settings of modalities that the model does not have."""
-    attack_plan(config).attacked(modalities)
-    given: dict[str, Iterable[str]] = {"train.noise": config.train.noise, "attack.product": config.attack.product}
-    for certificate in config.certificates():
-        certificate.check_modalities(modalities)
-    for path, names in given.items():
-        for name in names:
-            if name not in modalities:
-                raise BadInputError(f"{path}: the model has no {name!r}; it has {', '.join(modalities)}")
+    """Refuse `train.options` that a method of the user's own does not take."""
+    for name in methods_of(config):
+        if is_path(name):
+            with_values(config.without_search(), {"train.method": name}).training_method()
 
 
 def with_resources(config: RunConfig) -> RunConfig:

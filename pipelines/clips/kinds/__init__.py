@@ -5,20 +5,20 @@ A new kind is a class derived from `Kind`: here as a file with `KIND`, or anywhe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from pydantic import ValidationError
 
 from crmt.doors import Door
 from crmt.errors import BadInputError
+from crmt.modality import check_name
 from pipelines.clips.kinds._base import Kind, ModalityMeta
 from pipelines.config.hints import nearest
 from pipelines.config.schema import DataConfig
 from pipelines.decoding.errors import DecodeError
 from pipelines.sources.index import ClipIndex, check_column
 
-__all__ = ["KINDS", "Kind", "ModalityMeta", "check_files", "check_modalities", "kinds_of"]
+__all__ = ["KINDS", "Kind", "ModalityMeta", "check_files", "kinds_of"]
 
 KINDS = Door("a modality kind", "pipelines.clips.kinds", "KIND")
 _LOOKED_AT = 3  # files of one kind: one may be wrong, a setting is wrong where all are
@@ -28,11 +28,13 @@ def kinds_of(data: DataConfig) -> dict[str, Kind]:
     """The modalities that a configuration declares, in its order, each with its settings.
 
     Raises:
-        BadInputError: an unknown kind, or a setting that it does not take; the message begins with the modality.
+        BadInputError: a name that torch refuses, an unknown kind, or a setting that it does not take; the message says
+            which modality.
     """
     kinds: dict[str, Kind] = {}
     for name, declared in data.declared.items():
         where = f"data.modalities.{name}"
+        check_name(name)
         try:
             kind = KINDS.find(declared.kind)
         except BadInputError as error:
@@ -58,21 +60,6 @@ def _one_line(where: str, error: ValidationError, kind: type[Kind]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     shown = f", not {first['input']!r}" if field and not isinstance(first["input"], dict) else ""
     return f"{where}{'.' * bool(field)}{field}: {message}{shown}"
-
-
-def check_modalities(names: Iterable[str], known: Mapping[str, Any]) -> None:
-    """Refuse what no clip has.
-
-    Args:
-        names: the modalities that are wanted.
-        known: those that the configuration declares.
-
-    Raises:
-        BadInputError: an unknown modality, or none at all.
-    """
-    unknown = sorted(set(names) - set(known))
-    if unknown or not set(names):
-        raise BadInputError(f"clips have the modalities {' and '.join(known)}, not {', '.join(unknown) or 'none'}")
 
 
 def check_files(index: ClipIndex, kinds: Iterable[Kind]) -> None:

@@ -155,8 +155,9 @@ def test_a_wrong_declaration_is_one_line(modalities: dict[str, Any], message: st
 
 @pytest.mark.parametrize("name", ["id", "joint", "present_video", "a.b", "type", "my video", "path"])
 def test_a_name_that_means_something_else_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match="can be called"):
-        data_config({name: "video"})
+    # what torch's modules call their own is found out when the kinds are made: a configuration is read without torch
+    with pytest.raises((ValidationError, BadInputError), match="can be called"):
+        kinds_of(data_config({name: "video"}))
 
 
 def test_a_declaration_survives_the_dump_and_a_path() -> None:

@@ -112,7 +112,7 @@ def test_a_file_without_sections_is_refused(raw: Any) -> None:
         ({"train.rho": {"uniform": ["a", "b"]}}, "low < high"),
         ({"train.rho": {"choice": 3}}, "give a list"),
         ({"train.rho": {"choice": []}}, "give a list"),
-        ({"train.rho": {"choice": [1, -1]}}, "rho must be a finite number at least 0, not -1"),
+        ({"train.rho": {"choice": [1, -1]}}, "train.rho: Input should be greater than or equal to 0, not -1"),
         ({"train.lr": {"uniform": [0, 1]}}, "greater than 0"),
         ({"train.epochs": {"uniform": [1, 10]}}, "train.epochs"),
         ({"train.epochs": {"loguniform": [1, 10]}}, "train.epochs"),

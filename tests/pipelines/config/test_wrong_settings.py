@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from pipelines.infra import cluster
 from pipelines.sweeps import prepare
 from tests.pipelines.small import one_line
 
+ROOT = Path(__file__).parents[3]
 SET = "--set"
 DIGITS = ("--dataset", "avdigits")
 LIGHT = (SET, "model.encoders={video: small_resnet, audio: small_resnet}", SET, "model.features=16")
@@ -170,3 +175,25 @@ def test_a_folder_with_a_name_too_long_for_sockets(monkeypatch: pytest.MonkeyPat
 
 def test_there_are_sixty() -> None:
     assert len({re.sub(r"\s", "", " ".join(a)) for a, _ in (*WRONG, *SEARCHED, *CLIPS)}) >= 60
+
+
+def test_no_refusal_waits_for_torch_or_ray(tmp_path: Path) -> None:
+    """Each of the tables' settings is refused before what takes seconds to import is."""
+    code = (
+        "import json, sys\n"
+        "from pipelines import sweep\n"
+        "for arguments in json.load(sys.stdin):\n"
+        "    assert sweep.main(arguments) == 2, arguments\n"
+        "    assert not {'torch', 'ray'} & sys.modules.keys(), arguments\n"
+    )
+    given = [list(arguments) for arguments, _ in WRONG] + [[*DIGITS, *arguments] for arguments, _ in SEARCHED]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(given),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stderr.splitlines()) == len(given) >= 60  # a line each
