@@ -40,6 +40,7 @@ from pipelines.config.modality import check_modalities
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.schema import DataConfig
 from pipelines.decoding.errors import REASONS
+from pipelines.infra.metrics import count
 from pipelines.infra.storage import Folder, folder_at
 from pipelines.infra.tasks import Piece, only_one, run_pieces
 from pipelines.sources.index import SPLITS, ClipIndex
@@ -262,6 +263,9 @@ def _decode_shard(task: dict[str, Any]) -> dict[str, Any]:
         "loudness": loudness,
     }
     folder.write(_card_name(task["number"]), json.dumps(card).encode())
+    count("crmt_clips_decoded", len(rows), dataset=data.dataset)
+    for reason, clips in Counter(row["reason"] for row in quarantine).items():
+        count("crmt_clips_quarantined", clips, dataset=data.dataset, reason=reason)
     return {}
 
 

@@ -25,6 +25,7 @@ from pipelines.clips.streaming import READ_CPUS
 from pipelines.config.consistency import check_consistency, check_share, methods_of, values_of
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.run_config import RunConfig, with_values
+from pipelines.infra.nodes import Cluster, Resources, cluster_now, counted, resources_text
 from pipelines.runs.disk import RESERVED_BYTES
 from pipelines.sweeps.encoder_checks import check_certified, check_encoder
 
@@ -74,6 +75,11 @@ class Needs:
     gpus: float
     text: str
 
+    def workers_on(self, node: Resources) -> int:
+        """How many workers a node has room for."""
+        room = math.floor(node.get("CPU", 0) / self.cpus + 1e-9)
+        return min(room, math.floor(node.get("GPU", 0) / self.gpus + 1e-9)) if self.gpus else room
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -82,10 +88,11 @@ class Plan:
     config: RunConfig
     trials: int
     concurrent: int
-    """How many trials run at once; 0 where not even one fits."""
+    """How many trials run at once, when the cluster has grown as far as it may; 0 where not even one fits."""
     needs: Needs
-    has: str
-    """CPUs and GPUs of each node."""
+    cluster: Cluster
+    busy: str
+    """What of the cluster others hold, where that keeps trials from running at once; else empty."""
     free_bytes: int | None
     """Free bytes on the disk of the decoded clips; None where they go to a remote cache."""
     where: Path
@@ -100,13 +107,19 @@ class Plan:
         """
         if self.concurrent < 1:
             raise BadInputError(
-                f"one trial needs {self.needs.text}; the cluster's nodes have {self.has}: lower sweep.workers, "
+                f"one trial needs {self.needs.text}; the cluster's nodes have {self.cluster}: lower sweep.workers, "
                 "sweep.cpus_per_worker, sweep.input_cpus or sweep.gpus_per_worker, or add nodes"
             )
         if self.free_bytes is not None and self.free_bytes < _MINIMUM_FREE:
             raise BadInputError(f"{self.where} has {_mebibytes(self.free_bytes)} free; at least 1 GiB is needed")
         if self.room is not None:
             self.room.check()
+
+    def _growth(self) -> dict[str, str]:
+        """The lines about nodes that will be asked for, and about those that others hold."""
+        asked = self.cluster.asked(self.needs.workers_on, self.concurrent * self.config.sweep.workers)
+        lines = {"it will ask for": ", ".join(f"{count} × {name}" for name, count in asked.items())}
+        return {name: text for name, text in (lines | {"the cluster is busy": self.busy}).items() if text}
 
     def _disks(self) -> dict[str, str]:
         """The lines about where decoded clips and the run's models go."""
@@ -142,7 +155,8 @@ class Plan:
             f"ε {', '.join(f'{e:g}' for e in attack.epsilons)}, on {attack.samples or 'all'} test clips",
             "certificates": "; ".join(c.described() for c in config.certificates()),
             "a trial takes": self.needs.text,
-            "the nodes have": f"{self.has}; {self.concurrent} trials side by side",
+            "the nodes have": f"{self.cluster}; {self.concurrent} trials side by side",
+            **self._growth(),
             **self._disks(),
         }.items():
             table.add_row(name, escape(text))
@@ -231,15 +245,13 @@ def _check_options(config: RunConfig) -> None:
 
 def with_resources(config: RunConfig) -> RunConfig:
     """The configuration with `sweep.gpus_per_worker` and `sweep.input_cpus` as numbers. Needs a running Ray."""
-    import ray
-
-    sweep = config.sweep
+    sweep, cluster = config.sweep, cluster_now()
     gpus, cpus = sweep.gpus_per_worker, sweep.input_cpus
     if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        gpus = 1.0 if cluster.has_gpus() else 0.0
     if cpus is None:
-        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU", 0)]
-        shares = [n.get("CPU", 0) * gpus / n["GPU"] - sweep.cpus_per_worker for n in nodes]
+        nodes = [*cluster.nodes, *(kind.resources for kind in cluster.types)]
+        shares = [n.get("CPU", 0) * gpus / n["GPU"] - sweep.cpus_per_worker for n in nodes if n.get("GPU", 0)]
         cpus = float(min(max(math.floor(min(shares)), 0), _MOST_INPUT_CPUS)) if gpus and shares else 0.0
     return config.model_copy(update={"sweep": sweep.model_copy(update={"gpus_per_worker": gpus, "input_cpus": cpus})})
 
@@ -256,16 +268,12 @@ def needs_of(config: RunConfig, mode: str) -> Needs:
     own = max(own, READ_CPUS) if mode == "stream" else own
     text = f", {own:g} of the CPUs for input" * bool(own)
     cpus = sweep.cpus_per_worker + own
-    one = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
-    return Needs(cpus, gpus, f"{_count(sweep.workers, 'worker')} of {one}{text}")
-
-
-def _count(number: float, thing: str) -> str:
-    return f"{number:g} {thing}{'' if number == 1 else 's'}"
+    one = resources_text({"CPU": cpus, "GPU": gpus})
+    return Needs(cpus, gpus, f"{counted(sweep.workers, 'worker')} of {one}{text}")
 
 
 def plan_sweep(config: RunConfig, mode: str | None = None, folder: Path | None = None, model_bytes: int = 0) -> Plan:
-    """Compare what a sweep needs with what the cluster has, node by node. Needs a running Ray.
+    """Compare what a sweep needs with what the cluster has or can grow to, node by node. Needs a running Ray.
 
     Args:
         config: the run's.
@@ -273,11 +281,8 @@ def plan_sweep(config: RunConfig, mode: str | None = None, folder: Path | None =
         folder: where a new run's folder will be.
         model_bytes: of one model, as `check_settings` gives it.
     """
-    import ray
-
-    needs = needs_of(config, mode or config.data.mode)
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    fitting = sum(_workers_on(node, needs) for node in nodes) // config.sweep.workers
+    needs, cluster = needs_of(config, mode or config.data.mode), cluster_now()
+    fitting = cluster.room(needs.workers_on) // config.sweep.workers
     trials = config.sweep.trials
     if not config.search:
         trials = 1
@@ -288,16 +293,22 @@ def plan_sweep(config: RunConfig, mode: str | None = None, folder: Path | None =
     asked = config.sweep.max_concurrent or fitting
     root = _existing(cache_root(config.data))
     free = shutil.disk_usage(root).free if clips_root(config.data).local else None
-    has = ", ".join(f"{_count(n.get('CPU', 0), 'CPU')} and {_count(n.get('GPU', 0), 'GPU')}" for n in nodes)
     concurrent = min(fitting, asked, trials)
     room = Room.of(config, folder, model_bytes, trials, concurrent) if folder is not None else None
-    return Plan(config, trials, concurrent, needs, has, free, root, room)
+    busy = _busy(cluster, needs, concurrent * config.sweep.workers)
+    return Plan(config, trials, concurrent, needs, cluster, busy, free, root, room)
 
 
-def _workers_on(node: dict[str, float], needs: Needs) -> int:
-    """How many workers a node has room for."""
-    room = math.floor(node.get("CPU", 0) / needs.cpus + 1e-9)
-    return min(room, math.floor(node.get("GPU", 0) / needs.gpus + 1e-9)) if needs.gpus else room
+def _busy(cluster: Cluster, needs: Needs, workers: int) -> str:
+    """Which part of the nodes others hold, where less room is left than the trials take; else empty."""
+    import ray
+
+    free = ray.available_resources()
+    total = {name: sum(node.get(name, 0) for node in cluster.nodes) for name in ("CPU", "GPU")}
+    held = {name: total[name] - free.get(name, 0) for name in total}
+    if cluster.grows or needs.workers_on(free) >= min(workers, sum(map(needs.workers_on, cluster.nodes))):
+        return ""
+    return f"others hold {resources_text(held)} of {resources_text(total)}; trials wait until they are free"
 
 
 def _existing(path: Path) -> Path:

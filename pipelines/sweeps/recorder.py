@@ -8,11 +8,15 @@ from typing import Any
 from ray import cloudpickle, tune
 
 from pipelines.config.run_config import RunConfig, with_values
+from pipelines.infra.metrics import show
 from pipelines.infra.ray_errors import first_line
 from pipelines.runs.disk import give_way, is_full
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import now
 from pipelines.runs.trial_rows import trial_row, updated_row
+
+_STATES = {"PENDING": "waiting", "RUNNING": "running", "PAUSED": "paused", "TERMINATED": "ended", "ERROR": "failed"}
+"""Tune's words for the states of trials, and those of the metric."""
 
 
 class Recorder(tune.Callback):
@@ -43,6 +47,11 @@ class Recorder(tune.Callback):
         row = self._row(trial)
         if row["status"] != "finished":
             self._write(trial, row | {"status": "stopped"})
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        for state, word in _STATES.items() if trials else ():
+            number = sum(trial.status == state for trial in trials)
+            show("crmt_trials", number, run=_run(trials[0]).name, state=word)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if is_full(first_line(_error_of(trial))):  # to try again is in vain

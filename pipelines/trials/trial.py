@@ -30,6 +30,7 @@ from pipelines.runs.run_folder import TrialInput
 from pipelines.trials.evaluation import TrialEvaluation, stage_of, write_rows
 from pipelines.trials.measure import Counter, Rows
 from pipelines.trials.sessions import Session
+from pipelines.trials.telemetry import Telemetry
 
 
 def run_trial(config: RunConfig, given: TrialInput, clips: Clips, session: Session) -> dict[str, Any]:
@@ -47,6 +48,10 @@ class _Trial:
     given: TrialInput
     clips: Clips
     session: Session
+
+    def __post_init__(self) -> None:
+        gpus, rank = self.config.sweep.gpus_per_worker or 0.0, self.session.place.rank
+        self.telemetry = Telemetry(self.given.run.name, self.session.trial_id, gpus, rank)
 
     def run(self) -> dict[str, Any]:
         started = perf_counter()
@@ -70,6 +75,9 @@ class _Trial:
             "seconds": perf_counter() - started,
             "finished": True,
         }
+        for c in certificates:
+            self.telemetry.radius(c, report[f"mean_radius_{c}"])
+        self.telemetry.worked()
         report |= self._save(model, spec, report, evaluation.constants)
         self.session.progress("finished", 1.0)
         self.session.report(report, None)
@@ -111,7 +119,7 @@ class _Trial:
         self.session.progress("training", done / train.epochs)
 
         def batches(epoch: int) -> Iterator[Batch]:
-            return self.clips.training(epoch, train.batch_size, train.seed)
+            return self.telemetry.batches(self.clips.training(epoch, train.batch_size, train.seed))
 
         def held_out() -> Iterator[Batch]:
             return self.clips.ordered("validation", None, self.config.data.seed)
@@ -121,6 +129,7 @@ class _Trial:
             validated = result.epoch % select.every == 0 or result.epoch == train.epochs
             if validated:
                 metrics |= self._validate(model)
+            metrics["waiting"] = self.telemetry.epoch(result.epoch, metrics)
             rows += [{"epoch": result.epoch, "name": k, "value": float(v)} for k, v in metrics.items()]
             self.session.progress("training", result.epoch / train.epochs)
             if validated:
