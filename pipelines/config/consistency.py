@@ -71,10 +71,11 @@ def _check_names(config: RunConfig, modalities: list[str]) -> None:
 
 def _check_workers(config: RunConfig, training: bool) -> None:
     """Refuse batches and samples that the workers of a trial cannot share."""
-    workers = config.sweep.workers
+    sweep = config.sweep
     for size in values_of(config, "train.batch_size") if training else []:
-        if size % workers:
-            raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
+        for workers in range(sweep.fewest_workers, sweep.most_workers + 1):
+            if size % workers:
+                raise BadInputError(f"train.batch_size ({size}) must be a multiple of sweep.workers ({workers})")
     samples = {
         "train.tau_samples": config.train.tau_samples,
         "select.samples": config.select.samples,
@@ -82,7 +83,7 @@ def _check_workers(config: RunConfig, training: bool) -> None:
         "certify.audit_samples": config.certify.audit_samples,
     }
     for path, count in samples.items():
-        check_share(path, count, workers)
+        check_share(path, count, sweep.most_workers)
 
 
 def check_share(path: str, count: int | None, workers: int) -> None:

@@ -202,6 +202,13 @@ class CertifyConfig(_WithCertificateSections):
     """Test clips audited; 0 leaves the audit out, and the result says so."""
 
 
+def _workers(given: int | list[int]) -> int | list[int]:
+    counts = [given, given] if isinstance(given, int) else given
+    if len(counts) != 2 or not 1 <= counts[0] <= counts[1]:
+        raise ValueError("give a number of workers, 1 or more, or [fewest, most]")
+    return given
+
+
 class SweepConfig(Section):
     """How many trials, how they are chosen, and what each may take."""
 
@@ -223,8 +230,9 @@ class SweepConfig(Section):
     as {path: wandb, project: mine}. Left out: those that Tune has of itself (json, csv, tensorboardx)."""
     grace_epochs: Count = 10
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    workers: Count = 1
-    """Workers of one trial; more than one go through TorchTrainer."""
+    workers: Annotated[int | list[int], AfterValidator(_workers)] = 1
+    """Workers of one trial; more than one go through TorchTrainer. [fewest, most]: as many as there is room for; a lost
+    node makes them fewer, a new one more, and the trial goes on from its last validation."""
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NonNegative | None = None
     """Left out: 1 where the cluster has GPUs, else 0."""
@@ -235,8 +243,18 @@ class SweepConfig(Section):
     max_concurrent: Count | None = None
     """How many trials run at once; default: as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=0)] = 1
-    """How often one trial is started again after a crash."""
+    """How often one trial is started again after a crash. Nodes that a cloud takes back with notice do not count."""
     seed: int = 0
+
+    @property
+    def fewest_workers(self) -> int:
+        """The smallest number of workers that a trial may have."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers that a trial may have."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 _CLASHES = METHOD_FIELDS.keys() & TrainConfig.__annotations__.keys()

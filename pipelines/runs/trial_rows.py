@@ -31,7 +31,7 @@ def trial_row(
         "config": json.dumps(whole.model_dump(mode="json"), sort_keys=True),
         "seed": config.train.seed,
         "epochs": 0,
-        "workers": config.sweep.workers,
+        "workers": config.sweep.most_workers,
         "seconds": 0.0,
         "started": started,
         "selected_by": f"val_{config.select.metric}",

@@ -117,7 +117,7 @@ class Plan:
 
     def _growth(self) -> dict[str, str]:
         """The lines about nodes that will be asked for, and about those that others hold."""
-        asked = self.cluster.asked(self.needs.workers_on, self.concurrent * self.config.sweep.workers)
+        asked = self.cluster.asked(self.needs.workers_on, self.concurrent * self.config.sweep.most_workers)
         lines = {"it will ask for": ", ".join(f"{count} × {name}" for name, count in asked.items())}
         return {name: text for name, text in (lines | {"the cluster is busy": self.busy}).items() if text}
 
@@ -204,7 +204,7 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> int:
         for certificate in certificates:
             certificate.check_modalities(list(encoders))
     for certificate in certificates:
-        check_share(f"certify.{certificate.name}.samples", certificate.samples, config.sweep.workers)
+        check_share(f"certify.{certificate.name}.samples", certificate.samples, config.sweep.most_workers)
     return _check_encoders(config, build=trained is None)
 
 
@@ -269,7 +269,12 @@ def needs_of(config: RunConfig, mode: str) -> Needs:
     text = f", {own:g} of the CPUs for input" * bool(own)
     cpus = sweep.cpus_per_worker + own
     one = resources_text({"CPU": cpus, "GPU": gpus})
-    return Needs(cpus, gpus, f"{counted(sweep.workers, 'worker')} of {one}{text}")
+    return Needs(cpus, gpus, f"{_workers(config)} of {one}{text}")
+
+
+def _workers(config: RunConfig) -> str:
+    fewest, most = config.sweep.fewest_workers, config.sweep.most_workers
+    return counted(most, "worker") if fewest == most else f"{fewest} to {most} workers"
 
 
 def plan_sweep(config: RunConfig, mode: str | None = None, folder: Path | None = None, model_bytes: int = 0) -> Plan:
@@ -282,7 +287,8 @@ def plan_sweep(config: RunConfig, mode: str | None = None, folder: Path | None =
         model_bytes: of one model, as `check_settings` gives it.
     """
     needs, cluster = needs_of(config, mode or config.data.mode), cluster_now()
-    fitting = cluster.room(needs.workers_on) // config.sweep.workers
+    room = cluster.room(needs.workers_on)
+    fitting = max(room // config.sweep.most_workers, int(room >= config.sweep.fewest_workers))
     trials = config.sweep.trials
     if not config.search:
         trials = 1
@@ -294,9 +300,9 @@ def plan_sweep(config: RunConfig, mode: str | None = None, folder: Path | None =
     root = _existing(cache_root(config.data))
     free = shutil.disk_usage(root).free if clips_root(config.data).local else None
     concurrent = min(fitting, asked, trials)
-    room = Room.of(config, folder, model_bytes, trials, concurrent) if folder is not None else None
-    busy = _busy(cluster, needs, concurrent * config.sweep.workers)
-    return Plan(config, trials, concurrent, needs, cluster, busy, free, root, room)
+    disk = Room.of(config, folder, model_bytes, trials, concurrent) if folder is not None else None
+    busy = _busy(cluster, needs, concurrent * config.sweep.most_workers)
+    return Plan(config, trials, concurrent, needs, cluster, busy, free, root, disk)
 
 
 def _busy(cluster: Cluster, needs: Needs, workers: int) -> str:

@@ -49,7 +49,7 @@ class RunRequest:
 
     def remote(self, config: RunConfig) -> bool:
         """Whether the work goes to workers of the cluster, and not into this very process."""
-        return config.sweep.workers > 1 or (self.model is not None and self.address is not None)
+        return config.sweep.most_workers > 1 or (self.model is not None and self.address is not None)
 
     def leases(self, config: RunConfig) -> bool:
         """Whether the work holds resources of the cluster: without, nothing computes on a GPU."""

@@ -53,7 +53,7 @@ def scheduler_of(config: RunConfig, space: dict[str, Any]) -> TrialScheduler | N
         if sweep.scheduler_options:
             raise BadInputError(f"{_OPTIONS} takes no effect with none: leave it out")
         return None
-    if name in _COPYING and sweep.workers > 1:
+    if name in _COPYING and sweep.most_workers > 1:
         raise BadInputError(f"{_FIELD}: {name} copies models between trials, which needs sweep.workers 1")
     every, epochs = config.select.every, config.train.epochs
     last = (epochs - 1) // every * every

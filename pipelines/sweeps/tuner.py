@@ -51,7 +51,7 @@ def tuner_of(prepared: PreparedRun, resume: bool) -> tune.Tuner:
 def _trainable(prepared: PreparedRun) -> Any:
     """One trial as Tune runs it, with what it takes of the cluster."""
     sweep = prepared.config.sweep
-    alone = sweep.workers == 1
+    alone = sweep.most_workers == 1
     resources = {"CPU": sweep.cpus_per_worker} if alone else dict(DRIVER)
     if alone and sweep.gpus_per_worker:
         resources["GPU"] = sweep.gpus_per_worker

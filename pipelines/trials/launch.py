@@ -21,6 +21,8 @@ from pipelines.trials.trial import run_trial
 
 Work = Callable[[RunConfig, TrialInput, Clips, Session], dict[str, Any]]
 """What one worker does with its share of the clips, the shares put together by its session; returns the last report."""
+_RESIZE_SECONDS = 30.0
+"""How often a trial with fewer workers than it may have looks for room for more."""
 DRIVER = {"node:__internal_head__": 0.001}
 """What a trial that only waits for its workers takes: no CPU, since a whole one would deadlock a small machine in
 silence, and a place on the head, which is not taken away as workers' nodes are."""
@@ -36,7 +38,7 @@ def tune_trial(
     config = with_values(parse(base, "the run's configuration"), params)
     use_in_worker(config.code)
     trial_id = tune.get_context().get_trial_id()
-    if config.sweep.workers > 1:
+    if config.sweep.most_workers > 1:
         run_on_workers(config, given, source, trial_id, [TuneReportCallback()])
         return
     place = _alone_at(config)
@@ -120,7 +122,7 @@ def run_on_workers(
     """
     from ray import train
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.config import FailureConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     sweep = config.sweep
@@ -136,8 +138,11 @@ def run_on_workers(
             "trial_id": trial_id,
             "work": work,
         },
-        scaling_config=train.ScalingConfig(
-            num_workers=sweep.workers, use_gpu=bool(sweep.gpus_per_worker), resources_per_worker=resources
+        scaling_config=ScalingConfig(
+            num_workers=sweep.workers if isinstance(sweep.workers, int) else (sweep.fewest_workers, sweep.most_workers),
+            use_gpu=bool(sweep.gpus_per_worker),
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
         ),
         run_config=train.RunConfig(
             name=trial_id,

@@ -130,6 +130,8 @@ class _Trial:
             if validated:
                 metrics |= self._validate(model)
             metrics["waiting"] = self.telemetry.epoch(result.epoch, metrics)
+            if self.config.sweep.fewest_workers < self.config.sweep.most_workers:
+                metrics["workers"] = float(self.session.place.world_size)
             rows += [{"epoch": result.epoch, "name": k, "value": float(v)} for k, v in metrics.items()]
             self.session.progress("training", result.epoch / train.epochs)
             if validated:

@@ -59,7 +59,7 @@ def fake_cluster(most: int, cpus: int = 1) -> Iterator[FakeCluster]:
         cpus: of each.
     """
     folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="fake"))  # short: Ray's sockets have long names
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     file = folder / "cluster.yaml"
     file.write_text(yaml.safe_dump(_cluster(address, most, cpus)))
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--port", address.partition(":")[2]]
@@ -112,7 +112,8 @@ def _cluster(address: str, most: int, cpus: int) -> dict[str, object]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

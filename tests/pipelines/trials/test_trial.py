@@ -71,7 +71,8 @@ def test_the_learning_curve(done: tuple[RunConfig, Path, dict[str, Any]]) -> Non
     assert not epochs.duplicated(["epoch", "name"]).any() and set(epochs.trial_id) == {TRIAL}
     every = epochs.pivot(index="epoch", columns="name", values="value")
     assert list(every.index) == [1, 2, 3]
-    assert every[["loss", "train_accuracy", "lr", "seconds"]].notna().all().all()
+    assert every[["loss", "train_accuracy", "lr", "seconds", "waiting"]].notna().all().all()
+    assert every.waiting.between(0, 1).all() and (every.waiting > 0).any()
     # validated after every second epoch, and after the last
     assert every["val_accuracy"].notna().tolist() == [False, True, True]
 
@@ -169,7 +170,7 @@ def test_a_killed_trial_goes_on_as_if_nothing_had_happened(
 
     def values(run: Path, table: str) -> pd.DataFrame:
         rows = read(run, table)
-        return rows[rows.name != "seconds"] if "name" in rows else rows
+        return rows[~rows.name.isin(["seconds", "waiting"])] if "name" in rows else rows
 
     for table in ("epochs", "metrics", "curves", "radii"):
         pd.testing.assert_frame_equal(values(rough, table), values(calm, table))
