@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_config_arguments, check_early, config_from, importing, run_command
+from pipelines.command import add_config_arguments, check_early, command_parser, config_from, importing, run_command
+from pipelines.infra.entry import typed
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser("sweep", __doc__)
     add_config_arguments(parser)
     parser.add_argument("--trials", type=int, help="sweep.trials")
     parser.add_argument("--workers", type=int, help="sweep.workers: workers of one trial")
@@ -36,7 +36,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
-    options = _arguments().parse_args(argv)
+    options = arguments().parse_args(argv)
 
     def body() -> int:
         check_early(options)
@@ -56,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run_sweep(config, options.out, None, options.dry_run, options.address)
 
-    return run_command(body, "A sweep that had begun goes on with: python pipelines/sweep.py --resume")
+    return run_command(body, f"A sweep that had begun goes on with: {typed('sweep')} --resume")
