@@ -48,7 +48,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_set_argument(parser: argparse.ArgumentParser, meaning: str) -> None:
     """--set."""
-    offer(parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=meaning), _settable)
+    offer(parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=meaning), _settings)
 
 
 def offer(argument: argparse.Action, names: Callable[[], Sequence[str]]) -> None:
@@ -56,11 +56,15 @@ def offer(argument: argparse.Action, names: Callable[[], Sequence[str]]) -> None
     argument.completer = lambda **_: names()  # type: ignore[attr-defined]
 
 
-def _settable() -> list[str]:
-    """What --set begins with."""
+def field_names() -> list[str]:
+    """Every field of the configuration, by its dotted path."""
     from pipelines.config.run_config import field_paths
 
-    return [f"{path}=" for path in field_paths()]
+    return list(field_paths())
+
+
+def _settings() -> list[str]:
+    return [f"{path}=" for path in field_names()]
 
 
 def add_code_argument(parser: argparse.ArgumentParser) -> None:

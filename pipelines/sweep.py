@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_config_arguments, check_early, command_parser, config_from, importing, run_command
+from pipelines.command import (
+    add_config_arguments,
+    check_early,
+    command_parser,
+    config_from,
+    field_names,
+    importing,
+    offer,
+    run_command,
+)
 from pipelines.infra.entry import typed
 
 
@@ -30,6 +39,10 @@ def arguments() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="latest", metavar="DIR", help="go on with a sweep; default: the newest"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would run and what it needs, and stop")
+    fields = parser.add_argument(
+        "--fields", nargs="?", const="", metavar="PATH", help="print every field of the configuration (under PATH)"
+    )
+    offer(fields, field_names)
     parser.add_argument("--address", help="of a Ray cluster; default: one on this machine, else Ray is started here")
     return parser
 
@@ -39,6 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments().parse_args(argv)
 
     def body() -> int:
+        if options.fields is not None:
+            from rich.console import Console
+
+            from pipelines.config.fields import print_fields
+
+            print_fields(options.fields, Console())
+            return 0
         check_early(options)
         if options.resume is not None:
             others = ("dataset", "config", "set", "data_root", "out", "trials", "workers")
