@@ -167,7 +167,7 @@ def load_model(folder: Path, *, trust_code: bool = False) -> tuple[MultiModalMod
     if foreign and not trust_code:
         raise BadInputError(
             f"{folder / CARD} names code by path ({', '.join(foreign)}), and loading it runs that code: if you trust "
-            "it, say load_model(folder, trust_code=True), or evaluate.py --trust-code --with DIR"
+            "it, say load_model(folder, trust_code=True), or give the command evaluate --trust-code --with DIR"
         )
     try:
         model = build_model(spec, start_weights=False)

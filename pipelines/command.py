@@ -12,24 +12,59 @@ from crmt.doors import is_path
 from crmt.errors import BadInputError, CRMTError
 from pipelines.config.reading import CONFIG_DIR, read_file, read_override
 from pipelines.infra.code import names_code, put_on_path
-from pipelines.infra.entry import INTERRUPTED
+from pipelines.infra.entry import INTERRUPTED, typed
 from pipelines.infra.files import check_place
 
 if TYPE_CHECKING:  # imports torch, which neither --help nor a file that is not there should wait for
     from pipelines.config.run_config import RunConfig
 
 
+def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser without arguments, whose usage and example are written as the user types the command.
+
+    Args:
+        name: of the command.
+        doc: its module's, with an example that begins with `python pipelines/NAME.py`.
+    """
+    described = (doc or "").replace(f"python pipelines/{name}.py", typed(name))
+    return argparse.ArgumentParser(
+        prog=typed(name), description=described, formatter_class=argparse.RawTextHelpFormatter
+    )
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """--dataset, --data-root, --config and --set."""
     from pipelines import sources
 
-    parser.add_argument("--dataset", help=f"one of {', '.join(sources.names())}, or package.module:Name of your own")
+    dataset = parser.add_argument(
+        "--dataset", help=f"one of {', '.join(sources.names())}, or package.module:Name of your own"
+    )
+    offer(dataset, sources.names)
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the clips (for manifest: the CSV) lie")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: tune_configs/<dataset>.yaml")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, e.g. train.seed=1"
-    )
+    add_set_argument(parser, "override a field, e.g. train.seed=1")
     add_code_argument(parser)
+
+
+def add_set_argument(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """--set."""
+    offer(parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=meaning), _settings)
+
+
+def offer(argument: argparse.Action, names: Callable[[], Sequence[str]]) -> None:
+    """Let the shell complete an argument's value, where argcomplete is installed; else it offers files."""
+    argument.completer = lambda **_: names()  # type: ignore[attr-defined]
+
+
+def field_names() -> list[str]:
+    """Every field of the configuration, by its dotted path."""
+    from pipelines.config.run_config import field_paths
+
+    return list(field_paths())
+
+
+def _settings() -> list[str]:
+    return [f"{path}=" for path in field_names()]
 
 
 def add_code_argument(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +107,12 @@ def check_early(options: argparse.Namespace) -> None:
 
 
 def _file_of(options: argparse.Namespace) -> Path:
-    """The configuration file that is meant."""
-    return Path(options.config or CONFIG_DIR / f"{options.dataset}.yaml")
+    """The configuration file that is meant; tune_configs/NAME.yaml is ours where this folder has none."""
+    if options.config is None:
+        return CONFIG_DIR / f"{options.dataset}.yaml"
+    ours = CONFIG_DIR / options.config.name
+    missing = options.config.parent == Path(CONFIG_DIR.name) and not options.config.exists()
+    return ours if missing and ours.exists() else Path(options.config)
 
 
 def config_from(options: argparse.Namespace, values: Mapping[str, Any] | None = None, trains: bool = True) -> RunConfig:

@@ -15,7 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_code_argument, config_from_card, importing, run_command
+from pipelines.command import (
+    add_code_argument,
+    add_set_argument,
+    command_parser,
+    config_from_card,
+    importing,
+    run_command,
+)
 
 MEASURING = ("train.seed", "train.tau_samples")
 """The settings of `train` that matter to an evaluation."""
@@ -27,19 +34,17 @@ def _check_overrides(overrides: list[str]) -> None:
 
     for path in parse_overrides(overrides):
         if path.startswith(("train.", "model.")) and path not in MEASURING:
-            raise BadInputError(f"{path} says how the model was trained: evaluate.py cannot change it")
+            raise BadInputError(f"{path} says how the model was trained: an evaluation cannot change it")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("model", type=Path, help="the folder of a saved model: runs/NAME/models/TRIAL")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the clips lie now, if they were moved")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/<dataset>-evaluation-<time>")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an evaluation that was stopped")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. attack.restarts=5")
+    add_set_argument(parser, "e.g. attack.restarts=5")
     parser.add_argument("--workers", type=int, help="sweep.workers: more than one share the clips; default 1")
     parser.add_argument(
         "--address", help="of a Ray cluster, whose workers measure; default: this process, this machine"
@@ -48,7 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--trust-code", action="store_true", help="import what the model's card names by package.module:Name"
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
+    options = arguments().parse_args(argv)
 
     def body() -> int:
         if options.resume and any(getattr(options, name) for name in ("set", "out", "data_root", "workers")):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import sources
-from pipelines.command import add_config_arguments, check_early, config_from, run_command
+from pipelines.command import add_config_arguments, check_early, command_parser, config_from, run_command
 from pipelines.infra.cluster import start_ray
 
 if TYPE_CHECKING:
@@ -86,11 +86,9 @@ def _print_contents(config: RunConfig) -> None:
         print(f"note: {line}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
-    parser = argparse.ArgumentParser(
-        prog="ingest.py", description="Decode a data set into the cache, without training."
-    )
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser("ingest", __doc__)
     add_config_arguments(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -106,7 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="decode nothing: say what is there and what is missing; every misfit goes to FILE (default: in the cache)",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
+    options = arguments().parse_args(argv)
 
     def body() -> int:
         started = time.monotonic()

@@ -1,6 +1,6 @@
 """The report of a run: one self-contained report.html and its tables as CSV, from any results store.
 
-    python pipelines/report.py RUN_DIR
+python pipelines/report.py RUN_DIR
 
 Works on a run that is still going, was stopped or failed in part: it shows what is there.
 """
@@ -18,21 +18,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError, CRMTError
+from pipelines.command import command_parser
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser("report", __doc__)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run, as printed at its end")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit code 2 where RUN_DIR is not the folder of a run."""
-    parser = argparse.ArgumentParser(prog="pipelines/report.py", description="Draw the report of a run (again).")
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run, as printed at its end")
-    arguments = parser.parse_args(argv)
+    run = arguments().parse_args(argv).run
     from rich.console import Console
 
     from pipelines.reporting.build import build_report
     from pipelines.reporting.summary import print_summary
 
     try:
-        build_report(arguments.run)
-        print_summary(arguments.run, Console())
+        build_report(run)
+        print_summary(run, Console())
     except CRMTError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInputError) else 1

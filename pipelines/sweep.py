@@ -15,13 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_config_arguments, check_early, config_from, importing, run_command
+from pipelines.command import (
+    add_config_arguments,
+    check_early,
+    command_parser,
+    config_from,
+    field_names,
+    importing,
+    offer,
+    run_command,
+)
+from pipelines.infra.entry import typed
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser("sweep", __doc__)
     add_config_arguments(parser)
     parser.add_argument("--trials", type=int, help="sweep.trials")
     parser.add_argument("--workers", type=int, help="sweep.workers: workers of one trial")
@@ -30,15 +39,26 @@ def _arguments() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="latest", metavar="DIR", help="go on with a sweep; default: the newest"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would run and what it needs, and stop")
+    fields = parser.add_argument(
+        "--fields", nargs="?", const="", metavar="PATH", help="print every field of the configuration (under PATH)"
+    )
+    offer(fields, field_names)
     parser.add_argument("--address", help="of a Ray cluster; default: one on this machine, else Ray is started here")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
-    options = _arguments().parse_args(argv)
+    options = arguments().parse_args(argv)
 
     def body() -> int:
+        if options.fields is not None:
+            from rich.console import Console
+
+            from pipelines.config.fields import print_fields
+
+            print_fields(options.fields, Console())
+            return 0
         check_early(options)
         if options.resume is not None:
             others = ("dataset", "config", "set", "data_root", "out", "trials", "workers")
@@ -56,4 +76,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run_sweep(config, options.out, None, options.dry_run, options.address)
 
-    return run_command(body, "A sweep that had begun goes on with: python pipelines/sweep.py --resume")
+    return run_command(body, f"A sweep that had begun goes on with: {typed('sweep')} --resume")

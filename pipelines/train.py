@@ -15,20 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_config_arguments, check_early, config_from, importing, run_command
+from pipelines.command import add_config_arguments, check_early, command_parser, config_from, importing, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser("train", __doc__)
     add_config_arguments(parser)
     parser.add_argument("--workers", type=int, help="sweep.workers: more than one go through TorchTrainer")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default runs/<dataset>-train-<time>")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a training run that was stopped")
     parser.add_argument("--address", help="of a Ray cluster; default: one on this machine, else Ray is started here")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, 1 for a failure, 2 for bad input, 130 when stopped."""
+    options = arguments().parse_args(argv)
 
     def body() -> int:
         check_early(options)

@@ -32,6 +32,7 @@ CRMT_LAYERS = (
 
 COMMANDS = tuple(f"pipelines.{name}" for name in ("sweep", "train", "evaluate", "ingest", "report"))
 PIPELINES_LAYERS = (
+    ("pipelines.console",),
     COMMANDS,
     ("pipelines.command",),
     ("pipelines.sweeps",),

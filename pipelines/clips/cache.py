@@ -13,6 +13,7 @@ from crmt.errors import CRMTError
 from pipelines.clips.contents import made_of
 from pipelines.clips.kinds import Kind, ModalityMeta
 from pipelines.config.schema import DataConfig
+from pipelines.infra.entry import typed
 from pipelines.infra.storage import Folder
 from pipelines.sources.index import ClipIndex
 
@@ -75,13 +76,13 @@ def load_cache(folder: Folder) -> ClipCache:
     try:
         card = json.loads(folder.read(CARD))
     except FileNotFoundError:
-        raise CRMTError(f"{folder} holds no finished set of decoded clips. Run ingest.py again") from None
+        raise CRMTError(f"{folder} holds no finished set of decoded clips. Run {typed('ingest')} again") from None
     except json.JSONDecodeError:
-        raise CRMTError(f"{folder / CARD} is damaged. Delete the folder and run ingest.py again") from None
+        raise CRMTError(f"{folder / CARD} is damaged. Delete the folder and run {typed('ingest')} again") from None
     parts = folder.names("part-*.parquet")
     if len(parts) != card["parts"]:
         raise CRMTError(
-            f"{folder} has {len(parts)} of {card['parts']} parts. Delete the folder and run ingest.py again"
+            f"{folder} has {len(parts)} of {card['parts']} parts. Delete the folder and run {typed('ingest')} again"
         )
     return ClipCache(
         folder=folder,

@@ -40,6 +40,7 @@ from pipelines.config.modality import check_modalities
 from pipelines.config.paths import cache_root, clips_root
 from pipelines.config.schema import DataConfig
 from pipelines.decoding.errors import REASONS
+from pipelines.infra.entry import typed
 from pipelines.infra.metrics import count
 from pipelines.infra.storage import Folder, folder_at
 from pipelines.infra.tasks import Piece, only_one, run_pieces
@@ -281,14 +282,14 @@ def _check_missing(index: ClipIndex, columns: set[str], allowed: float) -> None:
     if missing > allowed * len(index):
         raise CRMTError(
             f"{missing} of {len(index)} clips of {index.name} have no file; data.max_failure_share allows "
-            f"{allowed:.0%}. Nothing was decoded. ingest.py --check lists them: find them, or raise "
+            f"{allowed:.0%}. Nothing was decoded. {typed('ingest')} --check lists them: find them, or raise "
             "data.max_failure_share"
         )
 
 
 def _check_failures(cache: ClipCache, index: ClipIndex, allowed: float) -> None:
     where = f"Each is listed in {cache.folder / QUARANTINE_FILE}"
-    retried = "; ingest.py --retry tries them again" * bool(RETRIED & set(cache.quarantine["reason"]))
+    retried = f"; {typed('ingest')} --retry tries them again" * bool(RETRIED & set(cache.quarantine["reason"]))
     if cache.failed > allowed * len(index):
         raise CRMTError(
             f"{cache.failed} of {len(index)} clips of {cache.name} could not be decoded ({by_reason(cache)}); "

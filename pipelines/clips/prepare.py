@@ -21,6 +21,7 @@ from pipelines.clips.ingest import ingest
 from pipelines.clips.loudness import far_apart
 from pipelines.clips.streaming import StreamClips, StreamIndex
 from pipelines.config.run_config import RunConfig
+from pipelines.infra.entry import typed
 from pipelines.sources.index import ClipIndex
 
 
@@ -69,7 +70,7 @@ def prepare(config: RunConfig, say: Callable[[str], None] = print, index: ClipIn
     if index is None:
         index = sources.load(config.data, or_decoded=True)
     if str(index.listing):
-        say(f"lists and files differ: {index.listing}; ingest.py --check says which")
+        say(f"lists and files differ: {index.listing}; {typed('ingest')} --check says which")
     cache = ingest(index, config.data, names, say=say)
     for line in far_apart(cache.loudness):
         say(line)

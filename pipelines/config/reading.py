@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from crmt.errors import BadInputError
+from pipelines.infra.entry import ROOT
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "tune_configs"
+CONFIG_DIR = ROOT / "tune_configs"
+"""The configurations of the data sets: of the clone, or package data beside the installed `pipelines`."""
 
 _FLOAT = re.compile(
     r"""^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -69,7 +71,7 @@ def read_file(path: Path) -> Any:
         return read_yaml(path.read_text()) or {}
     except FileNotFoundError:
         valid = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
-        raise BadInputError(f"no configuration {path}. Data sets with one: {', '.join(valid)}") from None
+        raise BadInputError(f"no configuration {path}. In {CONFIG_DIR} there are: {', '.join(valid)}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise BadInputError(f"{path} cannot be read: {reason}") from None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # torch: a configuration is read and refused without it
     from crmt.methods import Method
 
 SHORTHANDS = ("choice", "grid", "uniform", "loguniform", "int")
-_SEARCHED = ("train.", "model.")
+SEARCHED = ("train.", "model.")
 _NOT_SEARCHED = {
     "data": "clips are decoded once, and alike for all trials",
     "sweep": "it says how trials are run, which is the same for all",
@@ -204,14 +204,14 @@ def _is_mapping(annotation: Any) -> bool:
 def check_space(config: RunConfig, path: str, space: dict[str, Any]) -> None:
     """Refuse a search entry with an unknown path, an unknown kind or values that the field does not admit."""
     paths = field_paths()
-    if not _is_known(path, paths) or not path.startswith(_SEARCHED):
+    if not _is_known(path, paths) or not path.startswith(SEARCHED):
         section = path.partition(".")[0]
         if section in _NOT_SEARCHED and (_is_known(path, paths) or path == section):
             raise ValueError(
                 f"search: {path!r} is not a field that can be searched: {_NOT_SEARCHED[section]}. Set it with "
                 f"--set {path}=VALUE, and search fields of train and model"
             )
-        searchable = [p for p in paths if p.startswith(_SEARCHED)]
+        searchable = [p for p in paths if p.startswith(SEARCHED)]
         raise ValueError(f"search: {path!r} is not a field that can be searched.{nearest(path, searchable)}")
     if len(space) != 1 or next(iter(space)) not in SHORTHANDS:
         raise ValueError(f"search.{path}: give exactly one of {', '.join(SHORTHANDS)}, not {space}")

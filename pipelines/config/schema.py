@@ -34,7 +34,9 @@ ListRole = Literal["all", "train", "validation", "test", "classes"]
 class Section(BaseModel):
     """A section of the configuration. Unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class VideoConfig(Section):
@@ -49,6 +51,7 @@ class VideoConfig(Section):
     crop: Count = 224
     """Side of the model's input in pixels: a random crop in training, the centre in evaluation."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Quality of the JPEGs that frames are stored as, 1 to 100."""
     max_pixels: Count = 4096 * 2304
     """A clip whose frame has more pixels is quarantined as `too_large`."""
     max_frames: Count = 216_000
@@ -87,16 +90,21 @@ class AudioConfig(Section):
     """logmel: ln(mel power + offset), by librosa. fbank: Kaldi's filter bank, windows of 25 ms every 10 ms. vggsound:
     the log spectrogram of VGGSound's authors, 257 × 1004."""
     sample_rate: Count = 16000
+    """Samples a second that sound is resampled to, in Hz."""
     seconds: Positive = 10.0
     """Seconds of sound that are read; less is padded: with silence (logmel), zeros (fbank) or itself (vggsound)."""
     n_fft: Count = 1024
-    """logmel only, as are window, hop, fmin, fmax and offset."""
+    """Points of the Fourier transform (logmel only, as are window, hop, fmin, fmax and offset)."""
     window: Count = 400
+    """Length of the analysis window, in samples."""
     hop: Count = 160
+    """Samples from one spectrogram frame to the next."""
     mels: Count = 128
-    """logmel and fbank."""
+    """Bands of the spectrogram (logmel and fbank)."""
     fmin: NonNegative = 20.0
+    """Lower end of the lowest band, in Hz."""
     fmax: Positive | None = None
+    """Upper end of the highest band, in Hz; left out: half the sample rate."""
     offset: Positive = 1e-6
     """Added to the mel power before the logarithm."""
     frames: Count = 1024
@@ -171,6 +179,7 @@ class DataConfig(Section):
     """Which clips, how they are decoded, and how they reach a trial."""
 
     dataset: str = "avdigits"
+    """The name of a data set in pipelines/sources/, or `package.module:Name` of your own code."""
     root: Path | None = None
     """Where the clips (or, for `manifest`, the CSV) lie. avdigits needs none."""
     lists: dict[ListRole, Path] = {}
@@ -198,6 +207,7 @@ class DataConfig(Section):
     memory_share: UnitInterval = 0.5
     """auto: share of the object store that the decoded set may take."""
     seed: int = 0
+    """Fixes which groups become validation, and which clips `limit` and the number of measured clips choose."""
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
     flow: FlowConfig = FlowConfig()

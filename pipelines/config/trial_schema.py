@@ -63,8 +63,12 @@ class Step2Config(Section):
     """Step 2: integration weights for the largest mean radius, on cached scores."""
 
     objective: Literal["clipped", "min", "runner_up"] = "clipped"
+    """clipped: the mean radius, each cut at the median of the start; min: uncut; runner_up: the paper's own, to the
+    second best class alone, which may cost accuracy."""
     steps: Count = 400
+    """Steps of Adam."""
     lr: Positive = 0.02
+    """Adam's learning rate, for the logarithm of the weights."""
     tolerance: UnitInterval = 0.01
     """A step 2 that lowers validation accuracy by more than this is reported as harmful (it is kept all the same)."""
 
@@ -109,19 +113,25 @@ class TrainConfig(_WithMethodFields):
     options: dict[str, Any] = {}
     """Hyperparameters of a method of your own that none of ours has; searched as `train.options.<name>`."""
     epochs: Count = 140
+    """Passes over the train split."""
     batch_size: Count = 64
     """Clips in a batch, over all workers of a trial."""
     optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd (with momentum) or adam."""
     lr: Positive = 1e-3
+    """Learning rate of the first epoch."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """sgd only."""
+    """Share of the last update that goes on (sgd only)."""
     weight_decay: NonNegative = 1e-4
+    """Factor of the weights that the optimiser adds to their gradient."""
     noise: dict[str, NonNegative] = Field(default_factory=dict)
     """modality: deviation, in its space, of Gaussian noise added to training inputs; what smoothing needs."""
     schedule: Literal["cosine", "step"] = "cosine"
+    """How the learning rate falls: cosine, along half a wave over all epochs; step, by `step_factor`."""
     step_every: Count = 60
     """step: epochs between decays."""
     step_factor: Positive = 0.1
+    """step: what each decay multiplies the learning rate by."""
     precision: Precision = "fp32"
     """Of training and attacks: fp32 (convolutions on a GPU in TF32), or bf16 (torch's autocast). Scores, losses, radii,
     and the check that ends every attack are float32 in both."""
@@ -131,6 +141,7 @@ class TrainConfig(_WithMethodFields):
     """Training clips whose gradients estimate τ."""
     step2: Step2Config = Step2Config()
     seed: int = 0
+    """Fixes the first weights, the order of clips, augmentation, and the draws of attacks and certificates."""
 
 
 class SelectConfig(Section):
@@ -139,7 +150,9 @@ class SelectConfig(Section):
     metric: Literal["robust_accuracy", "accuracy"] = "robust_accuracy"
     """robust_accuracy: under PGD in the joint l2 ball."""
     epsilon: Positive = 0.5
+    """Budget of that PGD: a joint ℓ2 distance in the modalities' spaces."""
     steps: Count = 5
+    """Steps of that PGD."""
     every: Count = 5
     """Epochs between validations; the last epoch is always validated."""
     samples: Count = 128
@@ -150,10 +163,12 @@ class AttackConfig(Section):
     """The attacks of the final evaluation, on the test split."""
 
     norm: Literal["l2", "linf"] = "l2"
+    """What budgets measure: the ℓ2 or the ℓ∞ distance."""
     names: Annotated[list[AttackName], Field(min_length=1), AfterValidator(_each_once)] = ["fgm", "pgd"]
     """Names of attacks in crmt/attacks/, or `package.module:Name` of your own code. `auto` runs all of ours but noise,
     cheapest first, each on the clips that no attack before it broke."""
     epsilons: Annotated[list[Positive], Field(min_length=1)] = [0.1, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    """Budgets of the curves, in `norm`, in the modalities' spaces."""
     balls: list[str] = ["joint", "each"]
     """`joint`: one budget over all modalities; `each`: every modality alone; or a modality's name."""
     product: dict[str, Annotated[list[Positive], Field(min_length=1)]] = {}
@@ -176,7 +191,9 @@ class AttackConfig(Section):
 def _certificate_section(name: str) -> type[Section] | None:
     """The fields of a certificate of ours, with its defaults; None where it has none."""
     settings = declared(CERTIFICATES, name, ("ScoreCertificate", "ClipCertificate")).settings
-    own: dict[str, Any] = {field: (_field_type(one), one.default) for field, one in settings.items()}
+    own: dict[str, Any] = {
+        field: (_field_type(one), Field(one.default, description=one.meaning)) for field, one in settings.items()
+    }
     return create_model(f"_settings_of_{name}", __base__=Section, **own) if own else None
 
 
@@ -195,7 +212,9 @@ class CertifyConfig(_WithCertificateSections):
     """Names of certificates in crmt/certificates/, or `package.module:Name` of your own code (with settings:
     {path: ..., setting: ...})."""
     audit_attack: AttackName = "auto"
+    """The attack that tries to break predictions just inside their radius."""
     audit_steps: Count = 20
+    """Steps of each of its runs."""
     audit_restarts: Count = 2
     """Runs for each clip: one from the clip itself, the others from random points inside its radius."""
     audit_samples: Annotated[int, Field(ge=0)] = 128
@@ -213,6 +232,7 @@ class SweepConfig(Section):
     """How many trials, how they are chosen, and what each may take."""
 
     trials: Count = 16
+    """How many trials the search makes."""
     algorithm: str = "optuna"
     """optuna, random, grid or points (those of `start_with`, and no others); one of Ray's own (hyperopt, bayesopt ...);
     or `package.module:Name`, a Searcher or SearchAlgorithm of Ray, or what makes one."""
@@ -229,11 +249,14 @@ class SweepConfig(Section):
     """json, csv, tensorboardx, mlflow, wandb, comet, aim, or `package.module:Name` of a Tune callback; with arguments
     as {path: wandb, project: mine}. Left out: those that Tune has of itself (json, csv, tensorboardx)."""
     grace_epochs: Count = 10
+    """asha: epochs that every trial gets before it may be stopped."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """asha: of trials that come to a halt, one in this many goes on."""
     workers: Annotated[int | list[int], AfterValidator(_workers)] = 1
     """Workers of one trial; more than one go through TorchTrainer. [fewest, most]: as many as there is room for; a lost
     node makes them fewer, a new one more, and the trial goes on from its last validation."""
     cpus_per_worker: Positive = 1.0
+    """CPUs that a worker's model computes with."""
     gpus_per_worker: NonNegative | None = None
     """Left out: 1 where the cluster has GPUs, else 0."""
     input_cpus: NonNegative | None = None
@@ -245,6 +268,7 @@ class SweepConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = 1
     """How often one trial is started again after a crash. Nodes that a cloud takes back with notice do not count."""
     seed: int = 0
+    """Of the search algorithm: fixes which points it tries."""
 
     @property
     def fewest_workers(self) -> int:

@@ -1,4 +1,4 @@
-"""How `python pipelines/NAME.py` becomes the module `pipelines.NAME`. Imports nothing but the standard library."""
+"""How a command is started and written: `python pipelines/NAME.py` or `crmt-sweep NAME`. Standard library alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 """Exit code of a command that was stopped."""
+CONSOLE = "crmt-sweep"
+"""The console command of the installed package."""
+ROOT = Path(__file__).resolve().parents[2]
+"""The clone, or the site-packages of an installed package."""
+
+
+def typed(command: str) -> str:
+    """A command of ours as the user of this process types it: `python pipelines/NAME.py`, or `crmt-sweep NAME`.
+
+    The second where this process was started so, and where there is no clone to run a script of.
+
+    Args:
+        command: its name, such as `sweep`.
+    """
+    if Path(sys.argv[0]).stem == CONSOLE or not (ROOT / "pyproject.toml").exists():
+        return f"{CONSOLE} {command}"
+    return f"python pipelines/{command}.py"
 
 
 def run_as_module(file: str) -> NoReturn:

@@ -21,6 +21,7 @@ from crmt.errors import BadInputError
 from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
+from pipelines.infra.entry import CONSOLE, ROOT
 from pipelines.infra.files import check_place, write_atomically
 from pipelines.runs.lock import hold_run
 from pipelines.runs.results import ResultsStore
@@ -96,14 +97,24 @@ def latest_run() -> Path:
 
 
 def _git(*arguments: str) -> str | None:
-    root = Path(__file__).resolve().parents[2]
+    """What git says of the clone; None: of an installed package it would tell of the repository around it, if any."""
+    if not (ROOT / ".git").exists():
+        return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, timeout=20
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    """None: it is not installed, as ours in a copied folder."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _session() -> dict[str, Any]:
@@ -111,13 +122,14 @@ def _session() -> dict[str, Any]:
     import ray
 
     resources = ray.cluster_resources()
+    packages = _PACKAGES if (ROOT / ".git").exists() else (*_PACKAGES, CONSOLE)  # without a commit, our version
     changes = _git("status", "--porcelain", "--", "crmt", "pipelines", "tune_configs", "requirements.txt")
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
         "started": now(),
-        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {p: _version(p) for p in packages} | {"python": platform.python_version()},
         "hardware": {
             "cpus": int(resources.get("CPU", os.cpu_count() or 1)),
             "memory_gib": round((resources.get("memory", 0) + resources.get("object_store_memory", 0)) / 2**30, 1),

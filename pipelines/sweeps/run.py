@@ -12,7 +12,7 @@ from rich.console import Console
 
 from crmt.errors import CRMTError
 from pipelines.config.run_config import RunConfig
-from pipelines.infra.entry import INTERRUPTED
+from pipelines.infra.entry import INTERRUPTED, typed
 from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
@@ -45,7 +45,7 @@ def run_sweep(
         from pipelines.sweeps.tuner import tuner_of
 
         _quieten()
-        held.enter_context(watch_disk(prepared.folder, f"python pipelines/sweep.py --resume {prepared.folder}"))
+        held.enter_context(watch_disk(prepared.folder, f"{typed('sweep')} --resume {prepared.folder}"))
         tuner = tuner_of(prepared, resume=resume is not None)
         console.print(f"results: {prepared.folder}", markup=False, soft_wrap=True)
         with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(prepared.config):
@@ -71,7 +71,7 @@ def _finish(run: Path, planned: int, console: Console) -> int:
     ended = int((trials.status != "running").sum())
     if ended < planned:
         console.print(
-            f"stopped after {ended} of {planned} trials; go on with: python pipelines/sweep.py --resume {run}",
+            f"stopped after {ended} of {planned} trials; go on with: {typed('sweep')} --resume {run}",
             highlight=False,
             soft_wrap=True,
         )

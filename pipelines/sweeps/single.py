@@ -15,6 +15,7 @@ from rich.console import Console
 from crmt.checkpoint import load_model
 from crmt.errors import BadInputError, CRMTError
 from pipelines.config.run_config import RunConfig
+from pipelines.infra.entry import typed
 from pipelines.infra.ray_errors import first_line
 from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
@@ -48,13 +49,14 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
         prepared = prepare_run(config, request, console, held)
         assert prepared is not None
         config, run = prepared.config, prepared.folder
-        held.enter_context(watch_disk(run, f"python pipelines/train.py --resume {run}"))
+        again = f"{typed('train')} --resume {run}"
+        held.enter_context(watch_disk(run, again))
         start = run_on_workers if request.remote(config) else run_here
         with _one_trial(prepared, TRAINING, {}, console) as report:
             try:
                 report |= start(config, prepared.given, prepared.source, TRAINING)
             except KeyboardInterrupt:
-                console.print(f"go on with: python pipelines/train.py --resume {run}", markup=False, soft_wrap=True)
+                console.print(f"go on with: {again}", markup=False, soft_wrap=True)
                 raise
         _show(run, console)
         console.print(f"model: {run / 'models' / TRAINING}", markup=False, soft_wrap=True)
@@ -85,7 +87,7 @@ def run_evaluation(
         prepared = prepare_run(config, request, console, held)
         assert prepared is not None
         config = prepared.config
-        again = f"python pipelines/evaluate.py {model.folder} --resume {prepared.folder}"
+        again = f"{typed('evaluate')} {model.folder} --resume {prepared.folder}"
         held.enter_context(watch_disk(prepared.folder, again))
         transform = prepared.source.transform.with_front_end(model.card["front_end"])
         source = replace(prepared.source, transform=transform)
