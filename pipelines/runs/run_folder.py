@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
 from pipelines.infra.files import check_place, write_atomically
+from pipelines.runs.code_version import code_version
 from pipelines.runs.lock import hold_run
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.words import words_of
@@ -95,27 +95,15 @@ def latest_run() -> Path:
     return max(found, key=lambda p: (p / CARD).stat().st_mtime).resolve()
 
 
-def _git(*arguments: str) -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def _session() -> dict[str, Any]:
-    """Which code computes now, on what. `dirty` is null where there is no git to tell."""
+    """Which code computes now, on what. `dirty` is null where neither git nor commit.json tells."""
     import ray
 
-    resources = ray.cluster_resources()
-    changes = _git("status", "--porcelain", "--", "crmt", "pipelines", "tune_configs", "requirements.txt")
+    resources, code = ray.cluster_resources(), code_version()
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
+        "commit": code.commit,
+        "dirty": code.dirty,
         "started": now(),
         "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
         "hardware": {
