@@ -1,4 +1,4 @@
-"""The files for `ray up`: Ray takes them, every image is named, nothing starts without a token, and 0 workers suffice."""
+"""The files for `ray up`: Ray takes them, every image is named, all starts name the token, 0 workers suffice."""
 
 from __future__ import annotations
 
