@@ -139,3 +139,15 @@ def test_every_command_is_shell(name: str) -> None:
 def test_the_head_names_the_config_that_ray_puts_there(name: str) -> None:
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in raw(name)["head_start_ray_commands"][-1]
     assert "$RAY_HEAD_IP:6379" in raw(name)["worker_start_ray_commands"][-1]
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_the_head_of_the_file_says_how_to_start_and_stop(name: str) -> None:
+    said = [line[1:].strip() for line in (ROOT / name).read_text().split("cluster_name:")[0].splitlines()]
+    assert f"python -m pipelines.runs.code_version && ray up -y {name}" in said
+    assert f"ray down -y {name}" in said and any(line.startswith("Costs") or "rented" in line for line in said)
+    (submit,) = (line for line in said if line.startswith("ray exec"))
+    assert "ray job submit --no-wait" in submit and "python ~/crmt-sweep/pipelines/sweep.py --dataset" in submit
+    if name == "ray_cluster.yaml":
+        five = [x for x in said if x.startswith(("python -m", "ray exec", "ray dashboard", "python -c", "ray down"))]
+        assert len(five) == 5 and "\n".join(five) in (ROOT / "README.md").read_text()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.files import LAUNCHED, ROOT, raw, resolved
+from tests.cluster.files import LAUNCHED, ROOT, resolved
 from tests.cluster.nodes import Node, machines
 
 TOKEN = "0123456789abcdef" * 4
@@ -100,12 +100,15 @@ def test_nodes_started_by_the_file_let_in_only_the_token(name: str) -> None:
         assert (seen[0][1] == 0) is not local and seen[1][1] > 0
 
         # a job as the README submits it, on a head that has no CPU for trials
-        submit = "ray job submit --no-wait --submission-id one -- python -c 'print(6*7)'"
+        script = head.home / "crmt-sweep/pipelines/sweep.py"
+        script.parent.mkdir(parents=True)
+        script.write_text("import sys\nprint(6 * 7, *sys.argv[1:])")
+        submit = "ray job submit --no-wait --submission-id one -- python ~/crmt-sweep/pipelines/sweep.py --dataset x"
         assert head.run(as_over_ssh(submit)).returncode == 0
         until, said = time.monotonic() + 120, ""
         while "SUCCEEDED" not in said.upper() and time.monotonic() < until:
             said = head.run(as_over_ssh("ray job status one; ray job logs one")).stdout
-        assert "42" in said, said
+        assert "42 --dataset x" in said, said
 
         assert python(head, STATUS, TOKEN).stdout.split() == ["200"]
         assert python(head, STATUS).stdout.split() == ["401"]
@@ -168,5 +171,3 @@ def test_the_slurm_script_runs_a_sweep_on_all_nodes_and_goes_on_with_it() -> Non
         assert (node.home / ".ray/auth_token").stat().st_mode & 0o077 == 0
         gone = "for i in $(seq 60); do pgrep 'gcs_server|raylet' || exit 0; sleep 1; done; exit 1"
         assert node.run(gone).returncode == 0  # nothing is left when the job ends
-
-
