@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,8 +20,9 @@ from crmt.errors import BadInputError
 from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
-from pipelines.infra.entry import CONSOLE, ROOT
+from pipelines.infra.entry import CONSOLE
 from pipelines.infra.files import check_place, write_atomically
+from pipelines.runs.code_version import code_version
 from pipelines.runs.lock import hold_run
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.words import words_of
@@ -96,19 +96,6 @@ def latest_run() -> Path:
     return max(found, key=lambda p: (p / CARD).stat().st_mtime).resolve()
 
 
-def _git(*arguments: str) -> str | None:
-    """What git says of the clone; None: of an installed package it would tell of the repository around it, if any."""
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, timeout=20
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def _version(package: str) -> str | None:
     """None: it is not installed, as ours in a copied folder."""
     try:
@@ -118,16 +105,15 @@ def _version(package: str) -> str | None:
 
 
 def _session() -> dict[str, Any]:
-    """Which code computes now, on what. `dirty` is null where there is no git to tell."""
+    """Which code computes now, on what. `dirty` is null where neither git nor commit.json tells."""
     import ray
 
-    resources = ray.cluster_resources()
-    packages = _PACKAGES if (ROOT / ".git").exists() else (*_PACKAGES, CONSOLE)  # without a commit, our version
-    changes = _git("status", "--porcelain", "--", "crmt", "pipelines", "tune_configs", "requirements.txt")
+    resources, code = ray.cluster_resources(), code_version()
+    packages = _PACKAGES if code.commit else (*_PACKAGES, CONSOLE)  # without a commit, our version
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
+        "commit": code.commit,
+        "dirty": code.dirty,
         "started": now(),
         "versions": {p: _version(p) for p in packages} | {"python": platform.python_version()},
         "hardware": {
