@@ -124,13 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         from rich.console import Console
 
-        from pipelines.clips.ingest import ingest, look_ahead
+        from pipelines.clips.ingest import clips_of, ingest, look_ahead
         from pipelines.clips.loudness import far_apart
 
         index = look_ahead(config.data, config.model.encoders)
         start_ray(dashboard=False, code=config.code)
         if index is None:
-            index = sources.load(config.data, or_decoded=True)
+            names = tuple(config.model.encoders)
+            index = sources.load(config.data, or_decoded=True) if options.retry else clips_of(config.data, names)
         if str(index.listing):
             print(f"lists and files differ: {index.listing}; --check says which", file=sys.stderr)
         names = tuple(config.model.encoders)

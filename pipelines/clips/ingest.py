@@ -78,6 +78,19 @@ def look_ahead(data: DataConfig, modalities: Iterable[str] | None = None) -> Cli
     return index
 
 
+def clips_of(data: DataConfig, modalities: tuple[str, ...]) -> ClipIndex:
+    """The clips of a configuration. Those that its data set makes are made, unless they are decoded already.
+
+    Raises:
+        BadInputError: lists that cannot be used.
+    """
+    if sources.lists_before_making(data.dataset):
+        index = sources.load(data, make=False)
+        if look_up(clips_root(data), made_of(index, data, modalities)).folder is not None:
+            return index
+    return sources.load(data, or_decoded=True)
+
+
 def ingest(
     index: ClipIndex,
     data: DataConfig,

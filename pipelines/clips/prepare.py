@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import sources
 from pipelines.clips.batches import (
     Clips,
     MemoryClips,
@@ -17,7 +16,7 @@ from pipelines.clips.batches import (
     read_table,
 )
 from pipelines.clips.cache import ClipCache
-from pipelines.clips.ingest import ingest
+from pipelines.clips.ingest import clips_of, ingest
 from pipelines.clips.loudness import far_apart
 from pipelines.clips.streaming import StreamClips, StreamIndex
 from pipelines.config.run_config import RunConfig
@@ -68,7 +67,7 @@ def prepare(config: RunConfig, say: Callable[[str], None] = print, index: ClipIn
 
     names = tuple(config.model.encoders)
     if index is None:
-        index = sources.load(config.data, or_decoded=True)
+        index = clips_of(config.data, names)
     if str(index.listing):
         say(f"lists and files differ: {index.listing}; {typed('ingest')} --check says which")
     cache = ingest(index, config.data, names, say=say)

@@ -87,6 +87,11 @@ def look(data: DataConfig) -> None:
         source.look(data)
 
 
+def lists_before_making(name: str) -> bool:
+    """Whether a data set makes its clips, and lists them without."""
+    return find(name).listed is not None
+
+
 def load_without_ray(data: DataConfig) -> ClipIndex | None:
     """The clip index, as `load` with `or_decoded`, where that needs no Ray: a missing list should not wait for it.
 
@@ -96,13 +101,14 @@ def load_without_ray(data: DataConfig) -> ClipIndex | None:
     return None if find(data.dataset).makes_clips else load(data, or_decoded=True)
 
 
-def load(data: DataConfig, or_decoded: bool = False) -> ClipIndex:
+def load(data: DataConfig, or_decoded: bool = False, make: bool = True) -> ClipIndex:
     """The clip index of `data.dataset`, with validation carved from train and `data.limit` applied.
 
     One that makes its clips itself does so on first use and then needs a running Ray; the others only read lists.
 
     Args:
         data: the section of the configuration.
+        make: False for the list of clips that are yet to be made, where the data set can give it.
         or_decoded: let pass a list none of whose clips is there, for they may be decoded (`Listing.nothing_there`).
 
     Raises:
@@ -112,7 +118,7 @@ def load(data: DataConfig, or_decoded: bool = False) -> ClipIndex:
 
     source = find(data.dataset)
     _check_fields(source, data)
-    index = source.load(data)
+    index = source.listed(data) if source.listed is not None and not make else source.load(data)
     if is_path(data.dataset):
         _check_foreign(index, data.dataset)
         index = _one_class_each(index)

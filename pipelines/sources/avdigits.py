@@ -139,6 +139,15 @@ def generate(root: Path, recipe: Recipe = RECIPE, images: int | None = None, pro
         _make(folder, recipe, len(table), progress)
     if images is None and not listing.exists():
         _write_listing(listing, table)
+    return _index(folder, table, recipe)
+
+
+def listed(data: DataConfig) -> ClipIndex:
+    """The clips as `load` gives them, with none of them made."""
+    return _index(cache_root(data) / f"avdigits-{RECIPE.hash}", _table(RECIPE), RECIPE)
+
+
+def _index(folder: Path, table: pd.DataFrame, recipe: Recipe) -> ClipIndex:
     clips = table.assign(path=[str(folder / _clip_path(i)) for i in range(len(table))])
     clips = clips.assign(fingerprint=[f"avdigits-{recipe.hash}-{i}" for i in range(len(table))])
     return ClipIndex("avdigits", CLASSES, clips)
@@ -301,4 +310,4 @@ def _make_part(task: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-SOURCE = Source(load, makes_clips=True)
+SOURCE = Source(load, makes_clips=True, listed=listed)

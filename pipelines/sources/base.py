@@ -21,3 +21,5 @@ class Source:
     """Which of the settings `split` and `lists` it reads; one that it does not read is refused."""
     look: Callable[[DataConfig], object] | None = None
     """Finds the lists and reads none; raises BadInputError where they are not there. None: only `load` can tell."""
+    listed: Callable[[DataConfig], ClipIndex] | None = None
+    """Of one that makes its clips: what `load` gives, with none of them made; they may be decoded already."""
