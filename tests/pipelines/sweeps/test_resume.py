@@ -68,7 +68,7 @@ def spawn(command: list[str], environment: dict[str, str] | None = None) -> subp
     return process
 
 
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 600) -> None:
     """Until the condition holds; a process that ends before is a failure."""
     end = time.monotonic() + seconds
     while not condition():
