@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_config_arguments, check_early, config_from, importing, run_command
+from pipelines.command import (
+    add_config_arguments,
+    add_storage_argument,
+    check_early,
+    config_from,
+    importing,
+    run_command,
+    storage_of,
+)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -26,8 +34,13 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, help="sweep.trials")
     parser.add_argument("--workers", type=int, help="sweep.workers: workers of one trial")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default runs/<dataset>-sweep-<time>")
+    add_storage_argument(parser)
     parser.add_argument(
-        "--resume", nargs="?", const="latest", metavar="DIR", help="go on with a sweep; default: the newest"
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="RUN",
+        help="go on with a sweep, by its folder or URI; default: the newest",
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would run and what it needs, and stop")
     parser.add_argument("--address", help="of a Ray cluster; default: one on this machine, else Ray is started here")
@@ -41,19 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         check_early(options)
         if options.resume is not None:
-            others = ("dataset", "config", "set", "data_root", "out", "trials", "workers")
+            others = ("dataset", "config", "set", "data_root", "out", "storage", "trials", "workers")
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
-            from pipelines.runs.run_folder import latest_run, read_card
+            from pipelines.runs.run_folder import latest_run, read_card, run_at
             from pipelines.sweeps.run import run_sweep
 
-            run = latest_run() if options.resume == "latest" else Path(options.resume).resolve()
+            run = latest_run() if options.resume == "latest" else run_at(options.resume, "--resume")
             return run_sweep(importing(read_card(run)[1], options.code), None, run, options.dry_run, options.address)
         config = config_from(options, {"sweep.trials": options.trials, "sweep.workers": options.workers})
         if options.trials and config.search and config.sweep.algorithm in ("grid", "points"):
             raise BadInputError(f"--trials: sweep.algorithm is {config.sweep.algorithm}, which says itself how many")
         from pipelines.sweeps.run import run_sweep
 
-        return run_sweep(config, options.out, None, options.dry_run, options.address)
+        return run_sweep(config, options.out, None, options.dry_run, options.address, storage_of(options))
 
     return run_command(body, "A sweep that had begun goes on with: python pipelines/sweep.py --resume")

@@ -13,6 +13,7 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 import pytest
 import ray
 
+from tests.pipelines.s3 import S3, s3_server
 from tests.pipelines.small import Decoded, Small, make_decoded, make_small
 
 
@@ -42,6 +43,13 @@ def small(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def decoded(small: Small) -> Decoded:
     """Those clips as arrays."""
     return make_decoded(small)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    """A server that speaks S3, with a bucket `clips`."""
+    with s3_server() as server:
+        yield server
 
 
 @pytest.fixture

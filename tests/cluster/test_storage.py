@@ -1,0 +1,174 @@
+"""Sweeps wholly on an S3 server: killed and resumed from elsewhere, and with the server away for 30 s in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipelines import report, sweep
+from pipelines.infra.storage import Folder, folder_at
+from pipelines.runs.results import ResultsStore
+from tests.pipelines.media import make_media
+from tests.pipelines.s3 import S3, Wire, s3_server
+from tests.pipelines.small import TINY, merged
+
+EPOCHS, EVERY, TRIALS = 24, 4, 2
+AWAY_SECONDS = 30
+pytestmark = pytest.mark.slow
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends what a failing test would leave running."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+    STARTED.clear()
+
+
+@pytest.fixture
+def s3() -> Iterator[S3]:
+    """A server that speaks S3, with a bucket `bucket`."""
+    with s3_server("bucket") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 18 clips of three classes."""
+    folder, rows = tmp_path_factory.mktemp("clips"), []
+    for i in range(18):
+        path = make_media(folder / f"clip{i}.mp4", width=40 + 8 * (i % 3), tone=300.0 + 300 * (i % 3), seconds=1)
+        rows.append((path.name, f"class {i % 3}", ("train", "train", "validation", "test")[i // 3 % 4]))
+    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def started(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    """sweep.py on a Ray of its own, in a working directory of its own."""
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, str(Path(sweep.__file__)), *arguments],
+        cwd=folder,
+        stdout=(folder / "log").open("w"),
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"CRMT_CACHE": str(folder / "cache")},
+        start_new_session=True,
+    )
+    STARTED.append(process)
+    return process
+
+
+def begun(clips: Path, uri: Callable[[str], str], folder: Path) -> subprocess.Popen[str]:
+    changes = {
+        "data": {"root": str(clips), "cache": uri("bucket/cache")},
+        "train": {"epochs": EPOCHS, "batch_size": 4, "tau_samples": 4},
+        "select": {"every": EVERY, "samples": 3},
+        "attack": {"names": ["pgd"], "balls": ["joint"], "samples": 3},
+        "certify": {"audit_samples": 3},
+        "search": {"train.lr": {"uniform": [0.001, 0.05]}},
+        "sweep": {"trials": TRIALS},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(merged(TINY, changes)))
+    arguments = ["--dataset", "manifest", "--config", str(folder / "config.json"), "--storage", uri("bucket/runs")]
+    return started(arguments, folder)
+
+
+def waited(process: subprocess.Popen[str], folder: Path, condition: Callable[[], bool], seconds: float = 500) -> None:
+    """Until the condition holds; a process that ends before is a failure."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < end, "the sweep did not get so far: " + (folder / "log").read_text()
+        time.sleep(0.2)
+
+
+def ended(process: subprocess.Popen[str], folder: Path) -> str:
+    """What it printed; it must have ended well."""
+    code = process.wait(900)
+    printed = (folder / "log").read_text()
+    assert code == 0, printed
+    assert "Traceback" not in printed, printed
+    return printed
+
+
+def only_run(s3: S3) -> Folder:
+    runs = folder_at(s3.uri("bucket/runs"))
+    (name,) = runs.folders()
+    return runs / name
+
+
+def last_epoch(s3: S3) -> int:
+    """The last epoch that any trial has stored; 0 before there is one."""
+    if not folder_at(s3.uri("bucket/runs")).folders():
+        return 0
+    stored = ResultsStore(only_run(s3) / "results").read("epochs")
+    return int(stored.epoch.max()) if len(stored) else 0
+
+
+def check_complete(run: Folder) -> None:
+    """Every trial ended with every epoch once, its model is there, and no claim is left."""
+    table = ResultsStore(run / "results").read("trials")
+    assert len(table) == TRIALS and (table.status == "finished").all() and (table.epochs == EPOCHS).all()
+    losses = ResultsStore(run / "results").read("epochs").query("name == 'loss'")
+    assert losses.groupby("trial_id").epoch.apply(list).tolist() == [list(range(1, EPOCHS + 1))] * TRIALS
+    for trial, digest in zip(table.trial_id, table.weights_sha256, strict=True):
+        assert json.loads((run / "models" / trial).read("model.json"))["weights_sha256"] == digest
+        assert (run / "models" / trial).has("model.safetensors")
+    assert run.has("report.html") and (run / "claims").names() == []
+
+
+def test_a_killed_sweep_goes_on_from_another_folder_and_through_another_door(
+    s3: S3, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    process = begun(clips, s3.uri, first)
+    waited(process, first, lambda: last_epoch(s3) >= 2 * EVERY)
+    process.kill()
+    process.wait()
+    before = ResultsStore(only_run(s3) / "results").read("epochs")
+    assert not list(first.glob("runs*")) and not list((first / "cache").rglob("*.parquet"))
+
+    wire = Wire(s3.address)  # the same bucket at another address, as from another network
+    run = folder_at(f"s3://{only_run(s3).root}?endpoint_override={wire.address}&scheme=http")
+    printed = ended(started(["--resume", str(run)], second), second)
+    wire.cut()
+    assert str(run / "report.html") in printed
+    check_complete(only_run(s3))
+    after = ResultsStore(only_run(s3) / "results").read("epochs")
+    seconds = before[before.name == "seconds"].merge(after, on=["trial_id", "epoch", "name"])
+    assert (seconds.value_x == seconds.value_y).sum() >= EVERY  # it went on, and did not begin again
+    assert report.main([str(only_run(s3)), "--out", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / "report.html").exists() and "finished" in capsys.readouterr().out
+
+
+def test_a_server_that_is_away_for_half_a_minute_ends_nothing(s3: S3, clips: Path, tmp_path: Path) -> None:
+    wire, folder = Wire(s3.address), tmp_path / "here"
+    process = begun(clips, lambda path: f"s3://{path}?endpoint_override={wire.address}&scheme=http", folder)
+    waited(process, folder, lambda: last_epoch(s3) >= EVERY)
+    wire.cut()
+    time.sleep(AWAY_SECONDS)
+    reached = last_epoch(s3)
+    assert reached < EPOCHS and process.poll() is None
+    wire.mend()
+    printed = ended(process, folder)
+    wire.cut()
+    assert re.search(r"does not answer .* asked again for", printed) and "answers again after" in printed
+    check_complete(only_run(s3))
+    assert (ResultsStore(only_run(s3) / "results").read("trials").error.isna()).all()

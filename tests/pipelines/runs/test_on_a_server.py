@@ -1,0 +1,379 @@
+"""A run on a server: its store, card, claim, heartbeat and live table are those of a folder, and cost few requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+from rich.console import Console
+
+from crmt.errors import BadInputError, CRMTError
+from pipelines import report, sweep, train
+from pipelines.config.run_config import parse
+from pipelines.infra import remote
+from pipelines.infra.storage import Folder, folder_at
+from pipelines.runs import heartbeat, lease
+from pipelines.runs.heartbeat import Heartbeat, _note_report, heartbeat_path, last_report
+from pipelines.runs.live import LiveTable
+from pipelines.runs.lock import hold_run
+from pipelines.runs.results import TABLES, ResultsStore, open_store
+from pipelines.runs.run_folder import create_run, read_card, run_at, storage_at, write_card
+from tests.pipelines.s3 import S3, Wire
+from tests.pipelines.small import TINY, one_line
+from tests.pipelines.synthetic import TRIALS, make_run, provenance
+
+
+@pytest.fixture
+def run(s3: S3, request: pytest.FixtureRequest) -> Folder:
+    """A folder of its own on the server."""
+    return folder_at(s3.uri("clips/runs")) / request.node.name
+
+
+ROW = {"trial_id": "t", "epoch": 1, "name": "loss", "value": 0.5}
+
+
+def test_the_store_holds_what_a_folder_holds(run: Folder, tmp_path: Path) -> None:
+    here, there = ResultsStore(tmp_path / "results"), ResultsStore(run / "results")
+    for store in (here, there):
+        store.write("epochs", "b", [{**ROW, "trial_id": "b"}])
+        store.write("epochs", "a", [{**ROW, "value": 0.1}])
+        store.write("epochs", "a", [ROW, {**ROW, "epoch": 2}])
+        store.write("trials", "a", [{"trial_id": "a", "status": "running"}])
+        store.write("metrics", "a.step1", [{"trial_id": "a", "value": 1.0}])
+    for name in TABLES:
+        pd.testing.assert_frame_equal(here.read(name), there.read(name))
+    assert (run / "results" / "epochs").read("a.parquet") == (tmp_path / "results/epochs/a.parquet").read_bytes()
+    assert list(there.read("epochs", "b").trial_id) == ["b"] and there.read("epochs", "c").empty
+    assert len(open_store(run).read("epochs")) == 3
+    for store in (here, there):
+        store.forget({"a"})
+        assert [len(store.read(name)) for name in ("epochs", "trials", "metrics")] == [1, 0, 0]
+
+
+def test_a_part_is_one_request(s3: S3, run: Folder) -> None:
+    store = ResultsStore(run / "results")
+    asked = s3.during(lambda: store.write("epochs", "a", [ROW]))
+    assert [r.split(" ")[0] for r in asked] == ["PUT"]
+
+
+def test_a_card_is_read_back_and_a_folder_without_one_is_said(run: Folder) -> None:
+    card = {"kind": "sweep", "config": parse(TINY, "a test").model_dump(mode="json")}
+    write_card(run, card)
+    assert read_card(run)[0] == card
+    with pytest.raises(BadInputError, match="has no readable"):
+        read_card(run / "none")
+    with pytest.raises(BadInputError, match="holds no results"):
+        open_store(run)
+
+
+def test_each_run_gets_a_folder_of_its_own(s3: S3) -> None:
+    storage = storage_at(s3.uri("clips/made"))
+    names = []
+    for _ in range(3):
+        made = create_run(None, "avdigits", "sweep", storage)
+        write_card(made, {})
+        names.append(made.name)
+    assert len(set(names)) == 3 and all(name.startswith("avdigits-sweep-") for name in names)
+    assert sorted(storage.folders()) == sorted(names) and str(made).startswith("s3://clips/made/avdigits-sweep-")
+
+
+def test_places(s3: S3) -> None:
+    folder = folder_at(s3.uri("clips/a%20b/c"))
+    assert folder.name == "c" and folder.parent.name == "a b" and folder.root == "clips/a b/c"
+    assert folder.parent / "c" == Folder(s3.uri("clips/a%20b/c"))
+    assert folder_at(Path("runs/x")) == Folder(str(Path("runs/x").absolute()))
+
+
+# ---- the report
+
+
+def test_a_report_of_a_run_on_a_server(run: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = tmp_path / "run"
+    make_run(here, trials=TRIALS[:3], clips=60, epochs=5)
+    provenance(here)
+    for file in sorted(here.rglob("*")):
+        if file.is_file():
+            folder = run
+            for part in file.relative_to(here).parent.parts:
+                folder = folder / part
+            folder.upload(file)
+    assert report.main([str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert f"Report: {run / 'report.html'}" in printed.replace("\n", "")
+    assert b"avdigits-demo" in run.read("report.html")
+    tables = {name: (run / "tables").read(name) for name in (run / "tables").names()}
+    assert {"summary.csv", "trials.csv", "radii.csv"} <= tables.keys()
+    copy = tmp_path / "copy"
+    assert report.main([str(run), "--out", str(copy)]) == 0
+    assert str(copy / "report.html") in capsys.readouterr().out.replace("\n", "")
+    assert (copy / "report.html").read_bytes() == run.read("report.html")
+    assert {f.name: f.read_bytes() for f in (copy / "tables").iterdir()} == tables
+
+
+# ---- one process at a time
+
+
+def test_a_run_that_is_held_is_refused_and_let_go(run: Folder) -> None:
+    with hold_run(run):
+        with (
+            pytest.raises(BadInputError, match=rf"process {os.getpid()} on .* since .* is gone") as refused,
+            hold_run(run),
+        ):
+            raise AssertionError("held twice")
+        assert "\n" not in str(refused.value) and len((run / lease.CLAIMS).names()) == 1
+    assert (run / lease.CLAIMS).names() == []
+    with hold_run(run):
+        pass
+
+
+@pytest.mark.parametrize("who", ["dead", "stale", "elsewhere"])
+def test_a_claim_is_taken_over_from_the_dead_and_the_silent_alone(
+    run: Folder, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = socket.gethostname() if who == "dead" else "elsewhere"
+    claim = {"host": host, "pid": 2**22 + 1, "since": "2026-01-01T00:00:00+00:00"}
+    (run / lease.CLAIMS).write("other.json", json.dumps(claim).encode())
+    if who == "elsewhere":
+        with pytest.raises(BadInputError, match="on elsewhere since 2026-01-01"), hold_run(run):
+            raise AssertionError("taken from another host")
+        assert (run / lease.CLAIMS).names() == ["other.json"]
+        return
+    if who == "stale":
+        monkeypatch.setattr(lease, "STALE_SECONDS", 1.0)
+        time.sleep(2.1)  # a server's seconds are whole
+    with hold_run(run):
+        assert len((run / lease.CLAIMS).names()) == 1 and "other.json" not in (run / lease.CLAIMS).names()
+
+
+def test_of_many_at_once_one_at_most_holds(run: Folder) -> None:
+    start, held, let_go = threading.Barrier(4), [], threading.Barrier(4)
+
+    def contend(number: int) -> None:
+        start.wait()
+        try:
+            with hold_run(run):
+                held.append(number)
+                let_go.wait()
+        except BadInputError:
+            let_go.wait()
+
+    threads = [threading.Thread(target=contend, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) <= 1 and (run / lease.CLAIMS).names() == []
+
+
+def test_a_run_that_was_taken_over_ends_as_by_ctrl_c(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEWED_SECONDS", 0.1)
+    with pytest.raises(CRMTError, match="was taken over by another process"), hold_run(run):
+        claims = run / lease.CLAIMS
+        time.sleep(0.5)  # renewed, and still ours
+        (own,) = claims.names()
+        for _ in range(200):
+            claims.remove(own)
+            time.sleep(0.1)
+        raise AssertionError("it went on")
+
+
+def test_a_claim_that_was_silent_gives_way_to_whoever_came(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where it is written again in the moment in which it is taken over."""
+    monkeypatch.setattr(lease, "RENEWED_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
+    with pytest.raises(CRMTError, match="was taken over by another process"), hold_run(run):
+        (run / lease.CLAIMS).write("other.json", b"{}")
+        time.sleep(20)
+        raise AssertionError("it went on")
+
+
+@pytest.mark.parametrize("command", [sweep, train], ids=["sweep", "train"])
+def test_resume_of_a_run_that_is_alive_is_one_line(
+    run: Folder, tmp_path: Path, command: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse({**TINY, "data": {**TINY["data"], "root": str(tmp_path / "no clips")}}, "a test")
+    write_card(run, {"kind": "sweep", "config": config.model_dump(mode="json")})
+    with hold_run(run):
+        assert command.main(["--resume", str(run)]) == 2  # type: ignore[attr-defined]
+    assert f"{run} is in use by process {os.getpid()}" in one_line(capsys.readouterr().err)
+
+
+# ---- while it runs
+
+
+def test_heartbeats_are_few_and_never_wait(s3: S3, run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = Heartbeat(heartbeat_path(run, "t0"))
+
+    def work() -> None:
+        for step in range(50):
+            tell("training" if step < 25 else "τ", step / 50)
+        assert tell._writing is not None
+        tell._writing.join()
+
+    asked = s3.during(work)
+    assert [r.split(" ")[0] for r in asked] == ["PUT"]
+    assert json.loads((run / "live").read("t0.json"))["phase"] == "training"
+    monkeypatch.setattr(heartbeat, "REMOTE_SECONDS", 0.0)
+    tell("τ", 0.9)
+    tell._writing.join()  # type: ignore[union-attr]
+    assert json.loads((run / "live").read("t0.json"))["phase"] == "τ"
+    monkeypatch.setattr(Folder, "write", lambda *given, **more: (_ for _ in ()).throw(CRMTError("away")))
+    tell("τ", 1.0)
+
+
+def test_the_last_report_is_read_back(run: Folder) -> None:
+    assert last_report(run, "t0") == {}
+    _note_report(run, "t0", {"epoch": 3})
+    assert last_report(run, "t0") == {"epoch": 3}
+
+
+def test_the_table_reads_again_what_changed_and_no_more(s3: S3, run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ResultsStore(run / "results")
+    trial = {"status": "running", "method": "jt", "params": "{}", "epochs": 1}
+    for name in ("a", "b", "c"):
+        store.write("trials", name, [{"trial_id": name, **trial}])
+        (run / "live").write(f"{name}.json", json.dumps({"phase": "τ", "fraction": 0.5, "time": 0.0}).encode())
+    table = LiveTable(run, 3, Console())
+    assert [row["progress"] for row in table._rows()] == ["τ 50 %"] * 3
+    store.write("trials", "b", [{"trial_id": "b", **trial, "status": "finished"}])  # in the same second
+    assert [row["status"] for row in table._rows()] == ["running", "finished", "running"]
+    table._rows()
+    settled = s3.during(table._rows)
+    assert len(settled) == 2 and all("list-type=2" in asked for asked in settled)
+    time.sleep(1.1)
+    store.write("trials", "c", [{"trial_id": "c", **trial, "epochs": 7}])
+    assert [row["epochs"] for row in table._rows()] == [1, 1, 7]
+    monkeypatch.setattr(Folder, "stamps", lambda folder: (_ for _ in ()).throw(CRMTError("away")))
+    assert [row["epochs"] for row in table._rows()] == [1, 1, 7]
+
+
+# ---- a server that is away
+
+
+def through(wire: Wire, path: str) -> Folder:
+    return folder_at(f"s3://{path}?endpoint_override={wire.address}&scheme=http")
+
+
+def test_a_server_that_is_away_is_asked_again_and_the_log_says_so(
+    s3: S3, run: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = Wire(s3.address)
+    folder = through(wire, run.root)
+    folder.write("before", b"x")
+    wire.cut()
+    threading.Timer(4, wire.mend).start()
+    with caplog.at_level(logging.WARNING):
+        folder.write("after", b"y")
+    assert run.read("after") == b"y" and folder.names() == ["after", "before"]
+    assert "does not answer" in caplog.text and "answers again after" in caplog.text
+    wire.cut()
+
+
+def test_patience_ends_and_a_refusal_is_not_asked_twice(
+    s3: S3, run: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 4.0)
+    wire = Wire(s3.address)
+    folder = through(wire, run.root)
+    wire.cut()
+    with pytest.raises(CRMTError, match="cannot be written") as caught:
+        folder.write("a", b"x")
+    assert "\n" not in str(caught.value) and caplog.text.count("does not answer") >= 1
+    caplog.clear()
+    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 120.0)
+    with pytest.raises(CRMTError, match="bucket"):
+        folder_at(s3.uri("nowhere/x")).write("a", b"x")
+    assert "does not answer" not in caplog.text
+
+
+def test_patience_is_long_enough() -> None:
+    assert remote.PATIENCE_SECONDS >= 60 and lease.STALE_SECONDS > remote.PATIENCE_SECONDS
+
+
+def test_rays_state_goes_up_and_down_through_an_outage(s3: S3, run: Folder, tmp_path: Path) -> None:
+    """As Tune and Train copy it: many files by several threads of pyarrow's."""
+    wire = Wire(s3.address)
+    folder = through(wire, run.root)
+    filesystem = pickle.loads(pickle.dumps(folder.patient))
+    assert filesystem == folder.patient and remote.location_of(filesystem) == str(folder)
+    assert remote.location_of(fs.LocalFileSystem()) is None
+    files = {f"{n}.bin": os.urandom(1000 * n) for n in range(1, 40)} | {"large.bin": os.urandom(12 * 2**20)}
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, content in files.items():
+        (source / name).write_bytes(content)
+    (tmp_path / "down").mkdir()
+    filesystem.create_dir(folder.path("up"))
+    wire.cut()
+    threading.Timer(2, wire.mend).start()
+    fs.copy_files(str(source), folder.path("up"), destination_filesystem=filesystem, chunk_size=64 * 2**20)
+    wire.cut()
+    threading.Timer(2, wire.mend).start()
+    fs.copy_files(folder.path("up"), str(tmp_path / "down"), source_filesystem=filesystem)
+    assert {f.name: f.read_bytes() for f in (tmp_path / "down").iterdir()} == files
+    with filesystem.open_input_file(folder.path("up/large.bin")) as file:
+        file.seek(5)
+        assert file.read(7) == files["large.bin"][5:12] and file.tell() == 12 and file.size() == 12 * 2**20
+    filesystem.delete_dir(folder.path("up"))
+    assert filesystem.get_file_info(folder.path("up/1.bin")).type == fs.FileType.NotFound
+    with pytest.raises(FileNotFoundError):
+        filesystem.open_input_file(folder.path("none"))
+    wire.cut()
+
+
+# ---- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--storage", "runs"], "--storage runs: give a URI"),
+        (["--storage", "file:///tmp/x"], "given to --out"),
+        (["--storage", "s3://clips/x?secret_key=Zq81"], "environment of every node"),
+        (["--out", "s3://clips/x"], "use --storage"),
+        (["--storage", "s3://clips/x", "--out", "x"], "--out or --storage"),
+        (
+            ["--storage", "s3://clips/x?endpoint_override=127.0.0.1:9&scheme=http"],
+            "--storage: s3.* cannot be used: .*onnect",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", [sweep, train], ids=["sweep", "train"])
+def test_what_cannot_be_is_one_line(
+    command: object, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--dataset", "avdigits", *arguments]) == 2  # type: ignore[attr-defined]
+    line = one_line(capsys.readouterr().err)
+    assert "Zq81" not in line
+    assert re.search(message, line), line
+
+
+def test_a_run_that_is_not_there_is_one_line(s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, arguments in (
+        (sweep, ["--resume", s3.uri("clips/none")]),
+        (train, ["--resume", s3.uri("nowhere/x")]),
+        (report, [s3.uri("clips/none")]),
+        (report, [s3.uri("nowhere/x")]),
+    ):
+        assert command.main(arguments) == 2
+        one_line(capsys.readouterr().err)
+    with pytest.raises(BadInputError, match="RUN"):
+        run_at(s3.uri("nowhere/x"), "RUN")
+
+
+def test_a_handler_says_what_it_cannot(run: Folder) -> None:
+    filesystem = run.patient
+    assert filesystem is not None and filesystem.type_name == "py::patient+s3"
+    with pytest.raises((NotImplementedError, pa.ArrowException)):
+        filesystem.open_append_stream(run.path("x"))
