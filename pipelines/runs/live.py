@@ -21,7 +21,7 @@ from pipelines.infra.storage import Folder, Where, folder_at
 from pipelines.runs.results import joined
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS, _REMOTE_SECONDS = 1.0, 2.0, 10.0
-"""How often the table looks; on a server each look costs two requests, and two for every file that changed."""
+"""How often the table looks; on a server each look costs two requests, and four for every file that changed."""
 _QUIET_SECONDS = 20.0
 _LOG = logging.getLogger(__name__)
 _TELLING_SECONDS = 3.0

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -15,20 +16,31 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import fs
+from ray import tune
+from ray.tune.experiment import Experiment
+from ray.tune.search import BasicVariantGenerator
 from rich.console import Console
 
+from crmt.checkpoint import CARD, save_model
 from crmt.errors import BadInputError, CRMTError
+from crmt.model import build_model
 from pipelines import report, sweep, train
 from pipelines.config.run_config import parse
 from pipelines.infra import remote
-from pipelines.infra.storage import Folder, folder_at
+from pipelines.infra.storage import Folder, folder_at, saving
 from pipelines.runs import heartbeat, lease
 from pipelines.runs.heartbeat import Heartbeat, _note_report, heartbeat_path, last_report
 from pipelines.runs.live import LiveTable
 from pipelines.runs.lock import hold_run
 from pipelines.runs.results import TABLES, ResultsStore, open_store
 from pipelines.runs.run_folder import create_run, read_card, run_at, storage_at, write_card
+from pipelines.sweeps.recorder import Recorder
+from pipelines.sweeps.single import load_saved
+from pipelines.sweeps.tuner import TUNE, _relocate, _replace_noted
+from pipelines.trials.sessions import LocalSession
+from tests.crmt.tiny import spec
 from tests.pipelines.s3 import S3, Wire
 from tests.pipelines.small import TINY, one_line
 from tests.pipelines.synthetic import TRIALS, make_run, provenance
@@ -377,3 +389,74 @@ def test_a_handler_says_what_it_cannot(run: Folder) -> None:
     assert filesystem is not None and filesystem.type_name == "py::patient+s3"
     with pytest.raises((NotImplementedError, pa.ArrowException)):
         filesystem.open_append_stream(run.path("x"))
+
+
+# ---- what a trial leaves
+
+
+def test_a_training_state_is_read_back_and_one_that_a_kill_cut_off_is_passed_over(run: Folder, s3: S3) -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1).state_dict()
+    session = LocalSession("train", run)
+    assert session.resume() is None
+    for epoch in (4, 8):
+        state = {"model": layer.state_dict(), "optimizer": optimizer, "epoch": epoch}
+        asked = s3.during(lambda state=state: session.report({"epoch": state["epoch"]}, state))
+    puts = [r.split("?")[0] for r in asked if r.startswith("PUT") and "checkpoint_000008/" in r]
+    assert [p.rpartition("/")[2] for p in puts] == ["state.safetensors", "state.json"]  # the card last
+    assert (run / "state" / "train").folders() == ["checkpoint_000008"]
+    (run / "state" / "train" / "checkpoint_000012").write("state.safetensors", b"half")
+    found = LocalSession("train", run).resume()
+    assert found is not None and found["epoch"] == 8
+    assert torch.equal(found["model"]["weight"], layer.weight)
+    assert last_report(run, "train") == {"epoch": 8}
+
+
+def test_a_model_on_a_server_is_loaded_by_its_uri(run: Folder) -> None:
+    one = spec(classes=3)
+    model = build_model(one)
+    folder = run / "models" / "t0"
+    with saving(folder, CARD) as files:
+        digest = save_model(files, model, one, {"method": "jt"})
+    saved = load_saved(folder)
+    assert saved.identity == {"weights_sha256": digest, "model": str(folder)}
+    assert all(torch.equal(saved.weights[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(BadInputError, match="not the folder of a saved model"):
+        load_saved(run / "models" / "none")
+
+
+def test_what_the_search_of_tune_noted_follows_a_run_to_another_address(run: Folder, s3: S3) -> None:
+    """As when a run is resumed from another network, or was fetched to a disk."""
+    tune.register_trainable("moved", lambda config: None)
+    begun = BasicVariantGenerator()
+    space = {"train.lr": tune.uniform(0, 1)}
+    experiment = Experiment(
+        TUNE, "moved", config=space, num_samples=3, storage_path=run.root, storage_filesystem=run.patient
+    )
+    begun.add_configurations([experiment])
+    first = begun.next_trial()
+    assert first is not None and remote.location_of(first.storage.storage_filesystem) == str(run)
+    with tempfile.TemporaryDirectory() as folder:
+        begun.save_to_dir(folder, "2026-01-02")
+        for file in Path(folder).iterdir():
+            (run / TUNE).upload(file)
+        elsewhere = folder_at(str(run).replace("127.0.0.1", "localhost"))
+        _relocate(elsewhere)
+        for file in Path(folder).iterdir():
+            file.write_bytes((run / TUNE).read(file.name))
+        restored = BasicVariantGenerator()
+        restored.restore_from_dir(folder)
+    second = restored.next_trial()
+    assert second is not None and remote.location_of(second.storage.storage_filesystem) == str(elsewhere)
+    row = Recorder(parse(TINY, "a test"), {"clips_sha256": "0" * 64})
+    row.on_trial_start(0, [second], second)
+    assert ResultsStore(run / "results").read("trials").trial_id.tolist() == [second.trial_id]
+
+
+def test_a_checkpoint_that_tune_noted_and_that_is_gone_has_an_empty_folder(run: Folder) -> None:
+    ResultsStore(run / "results").write("trials", "a", [{"trial_id": "a", "status": "running"}])
+    trial = run / TUNE / "tune_trial_a_1"
+    (trial / "checkpoint_000002").write("state.json", b"{}")
+    _replace_noted(run)
+    assert trial.folders() == [f"checkpoint_00000{n}" for n in range(3)]
+    assert (trial / "checkpoint_000002").names() == ["state.json"]
