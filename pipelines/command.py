@@ -75,7 +75,7 @@ def storage_of(options: argparse.Namespace) -> Folder | None:
     Raises:
         BadInputError: nobody answers, or it is no URI.
     """
-    from pipelines.runs.run_folder import storage_at
+    from pipelines.runs.place import storage_at
 
     return None if options.storage is None else storage_at(options.storage)
 

@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from crmt.checkpoint import CARD, read_model_card
         from pipelines.config.run_config import with_values
         from pipelines.infra.storage import is_uri
-        from pipelines.runs.run_folder import read_card, run_at
+        from pipelines.runs.place import run_at
+        from pipelines.runs.run_folder import read_card
         from pipelines.sweeps.single import load_saved, run_evaluation
 
         check_place_of(options)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from pipelines.reporting.build import build_report
     from pipelines.reporting.summary import print_summary
-    from pipelines.runs.run_folder import run_at
+    from pipelines.runs.place import run_at
 
     try:
         check_place(arguments.out)

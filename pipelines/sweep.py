@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             others = ("dataset", "config", "set", "data_root", "out", "storage", "trials", "workers")
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
-            from pipelines.runs.run_folder import latest_run, read_card, run_at
+            from pipelines.runs.place import run_at
+            from pipelines.runs.run_folder import latest_run, read_card
             from pipelines.sweeps.run import run_sweep
 
             run = latest_run() if options.resume == "latest" else run_at(options.resume, "--resume")

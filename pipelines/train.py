@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             others = ("dataset", "config", "set", "data_root", "out", "storage", "workers")
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
-            from pipelines.runs.run_folder import read_card, run_at
+            from pipelines.runs.place import run_at
+            from pipelines.runs.run_folder import read_card
             from pipelines.sweeps.single import run_training
 
             run = run_at(options.resume, "--resume")

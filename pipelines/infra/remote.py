@@ -60,7 +60,8 @@ def patiently(work: Callable[[], _T], where: str) -> _T:
             left = began + PATIENCE_SECONDS - time.monotonic()
             if left <= 0 or isinstance(error, _FINAL) or _REFUSED.search(str(error)):
                 raise
-            _LOG.warning("%s does not answer (%s): asked again for %.0f s more", where, first_line(error), left)
+            why = first_line(error).partition("; Details")[0]
+            _LOG.warning("%s does not answer (%s): asked again for %.0f s more", where, why, left)
             time.sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
         else:

@@ -22,7 +22,7 @@ from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
 from pipelines.infra.files import check_place
-from pipelines.infra.storage import Folder, Where, folder_at, holds_secret, is_uri, local_path
+from pipelines.infra.storage import Folder, Where, folder_at
 from pipelines.runs.lock import hold_run
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.words import words_of
@@ -52,43 +52,6 @@ def check_free(folder: Path | None) -> None:
     nearest = next(p for p in (where, *where.parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise BadInputError(f"{where} cannot be made: {nearest} is not a folder to write in. Name another with --out")
-
-
-def storage_at(uri: str) -> Folder:
-    """The folder of `--storage`, once it answers.
-
-    Raises:
-        BadInputError: not a URI, a secret in it, or nobody who answers.
-    """
-    if not is_uri(uri) or local_path(uri, "--storage") is not None:
-        raise BadInputError(f"--storage {uri}: give a URI, as s3://bucket/runs; a folder of a disk is given to --out")
-    return _answering(uri, "--storage")
-
-
-def run_at(location: str, field: str) -> Where:
-    """Where a run lies that a command is given: a folder, or its URI.
-
-    Args:
-        location: as the user wrote it.
-        field: the option that names it, for errors.
-
-    Raises:
-        BadInputError: a URI with a secret in it, or nobody who answers.
-    """
-    if not is_uri(location):
-        return Path(location).resolve()
-    folder = _answering(location, field)
-    return folder.local or folder
-
-
-def _answering(uri: str, field: str) -> Folder:
-    if holds_secret(uri):
-        raise BadInputError(
-            f"{field} holds a secret, which would end up in cards and logs: give it in the environment of every node"
-        )
-    folder = folder_at(uri, field)
-    folder.check(field)
-    return folder
 
 
 def create_run(folder: Path | None, dataset: str, kind: str, storage: Folder | None = None) -> Where:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import ray
 
-from pipelines import report, sweep
+from pipelines import evaluate, report, sweep, train
 from pipelines.infra.storage import Folder, folder_at
 from pipelines.runs.results import ResultsStore
 from tests.pipelines.media import make_media
@@ -74,20 +75,24 @@ def started(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def begun(clips: Path, uri: Callable[[str], str], folder: Path) -> subprocess.Popen[str]:
+def configured(clips: Path, uri: Callable[[str], str], folder: Path) -> list[str]:
+    """The arguments of a tiny run whose clips and results lie on the server."""
     changes = {
         "data": {"root": str(clips), "cache": uri("bucket/cache")},
         "train": {"epochs": EPOCHS, "batch_size": 4, "tau_samples": 4},
         "select": {"every": EVERY, "samples": 3},
         "attack": {"names": ["pgd"], "balls": ["joint"], "samples": 3},
         "certify": {"audit_samples": 3},
-        "search": {"train.lr": {"uniform": [0.001, 0.05]}},
         "sweep": {"trials": TRIALS},
     }
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(merged(TINY, changes)))
-    arguments = ["--dataset", "manifest", "--config", str(folder / "config.json"), "--storage", uri("bucket/runs")]
-    return started(arguments, folder)
+    return ["--dataset", "manifest", "--config", str(folder / "config.json"), "--storage", uri("bucket/runs")]
+
+
+def begun(clips: Path, uri: Callable[[str], str], folder: Path) -> subprocess.Popen[str]:
+    search = ["--set", "search={train.lr: {uniform: [0.001, 0.05]}}"]
+    return started([*configured(clips, uri, folder), *search], folder)
 
 
 def waited(process: subprocess.Popen[str], folder: Path, condition: Callable[[], bool], seconds: float = 500) -> None:
@@ -172,3 +177,28 @@ def test_a_server_that_is_away_for_half_a_minute_ends_nothing(s3: S3, clips: Pat
     assert re.search(r"does not answer .* asked again for", printed) and "answers again after" in printed
     check_complete(only_run(s3))
     assert (ResultsStore(only_run(s3) / "results").read("trials").error.isna()).all()
+
+
+def test_a_training_and_an_evaluation_of_its_model(
+    s3: S3, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRMT_CACHE", str(tmp_path / "cache"))
+    try:
+        assert train.main(configured(clips, s3.uri, tmp_path / "config")) == 0
+        trained = only_run(s3)
+        assert (trained / "state" / "train").folders() == [f"checkpoint_{EPOCHS:06d}"]
+        assert str(trained / "models" / "train") in capsys.readouterr().out
+        model = str(trained / "models" / "train")
+        assert evaluate.main([model, "--storage", s3.uri("bucket/evaluations")]) == 0
+    finally:
+        ray.shutdown()
+    evaluations = folder_at(s3.uri("bucket/evaluations"))
+    (name,) = evaluations.folders()
+    curves = [
+        ResultsStore(run / "results").read("curves").query("final").drop(columns="trial_id").reset_index(drop=True)
+        for run in (trained, evaluations / name)
+    ]
+    pd.testing.assert_frame_equal(*curves)
+    assert ResultsStore(evaluations / name / "results").read("trials").model.tolist() == [model]
+    assert not (tmp_path / "runs").exists()

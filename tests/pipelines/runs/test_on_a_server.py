@@ -34,8 +34,9 @@ from pipelines.runs import heartbeat, lease
 from pipelines.runs.heartbeat import Heartbeat, _note_report, heartbeat_path, last_report
 from pipelines.runs.live import LiveTable
 from pipelines.runs.lock import hold_run
+from pipelines.runs.place import run_at, storage_at
 from pipelines.runs.results import TABLES, ResultsStore, open_store
-from pipelines.runs.run_folder import create_run, read_card, run_at, storage_at, write_card
+from pipelines.runs.run_folder import create_run, read_card, write_card
 from pipelines.sweeps.recorder import Recorder
 from pipelines.sweeps.single import load_saved
 from pipelines.sweeps.tuner import TUNE, _relocate, _replace_noted
