@@ -128,9 +128,9 @@ class Folder:
     def make_empty(self, name: str) -> None:
         """Make a folder in it that holds nothing; an object store shows it by an object of its own."""
         if self.local:
-            (self.local / name).mkdir(parents=True, exist_ok=True)
+            (self.local / name).mkdir(exist_ok=True)
         else:
-            self._ask(lambda: _opened(self.location)[0].create_dir(self.path(name)), "written")
+            self._ask(lambda: _opened(self.location)[0].create_dir(self.path(name), recursive=False), "written")
 
     def names(self, pattern: str = "*") -> list[str]:
         """Sorted names of its files that match; none where it does not exist. One request."""

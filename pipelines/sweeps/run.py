@@ -7,17 +7,22 @@ import os
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from crmt.errors import CRMTError
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.entry import INTERRUPTED
+from pipelines.infra.ray_errors import first_line
 from pipelines.infra.storage import Folder, Where, folder_at
 from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
 from pipelines.sweeps.prepare import RunRequest, prepare_run
+
+if TYPE_CHECKING:
+    from ray import tune
 
 
 def run_sweep(
@@ -59,8 +64,25 @@ def run_sweep(
         if folder_at(prepared.folder).local is None:
             names = names or []  # Tune's own would send every log of every trial anew at each of its notes
         with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(names):
-            tuner.fit()
+            _fit(tuner, prepared.folder)
         return _finish(prepared.folder, prepared.plan.trials, console)
+
+
+def _fit(tuner: tune.Tuner, run: Where) -> None:
+    """Run the trials; a server that stays away ends them in one line.
+
+    Raises:
+        CRMTError: see above.
+    """
+    from ray.tune import TuneError
+
+    try:
+        tuner.fit()
+    except (TuneError, CRMTError, OSError) as error:
+        tunes, _, what = first_line(error).rpartition("CRMTError: ")  # in a callback, Tune keeps its text alone
+        if folder_at(run).local is not None or (isinstance(error, TuneError) and not tunes):
+            raise
+        raise CRMTError(f"{what}; go on with: python pipelines/sweep.py --resume {run}") from None
 
 
 def _quieten() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import ray
 
 from pipelines import evaluate, report, sweep, train
+from pipelines.infra import remote
 from pipelines.infra.storage import Folder, folder_at
 from pipelines.runs.results import ResultsStore
 from tests.pipelines.media import make_media
@@ -202,3 +204,39 @@ def test_a_training_and_an_evaluation_of_its_model(
     pd.testing.assert_frame_equal(*curves)
     assert ResultsStore(evaluations / name / "results").read("trials").model.tolist() == [model]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_server_that_stays_away_ends_a_sweep_in_one_line_and_it_goes_on(
+    s3: S3, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRMT_CACHE", str(tmp_path / "cache"))
+    wire = Wire(s3.address)
+
+    def cut() -> None:
+        while last_epoch(s3) < EVERY:
+            time.sleep(0.2)
+        monkeypatch.setattr(remote, "PATIENCE_SECONDS", 4.0)  # of the command; its trials have the whole
+        wire.cut()
+
+    arguments = configured(clips, lambda path: f"s3://{path}?endpoint_override={wire.address}&scheme=http", tmp_path)
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    try:
+        code = sweep.main([*arguments, "--set", "search={train.lr: {uniform: [0.001, 0.05]}}"])
+        cutting.join()
+        printed = capfd.readouterr().err
+        run = f"s3://{only_run(s3).root}?endpoint_override={wire.address}&scheme=http"
+        errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert code == 1 and len(errors) == 1, printed
+        assert f"--resume {run}" in errors[0] and "Traceback" not in printed, printed
+    finally:
+        ray.shutdown()
+    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 120.0)
+    wire.mend()
+    try:
+        assert sweep.main(["--resume", run]) == 0
+    finally:
+        ray.shutdown()
+        wire.cut()
+    check_complete(only_run(s3))
