@@ -181,15 +181,23 @@ def test_a_server_that_is_away_for_half_a_minute_ends_nothing(s3: S3, clips: Pat
     assert (ResultsStore(only_run(s3) / "results").read("trials").error.isna()).all()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_training_and_an_evaluation_of_its_model(
-    s3: S3, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    s3: S3,
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRMT_CACHE", str(tmp_path / "cache"))
     try:
-        assert train.main(configured(clips, s3.uri, tmp_path / "config")) == 0
+        more = ["--workers", str(workers)]
+        assert train.main([*configured(clips, s3.uri, tmp_path / "config"), *more]) == 0
         trained = only_run(s3)
-        assert (trained / "state" / "train").folders() == [f"checkpoint_{EPOCHS:06d}"]
+        state = trained / "state" / "train" if workers == 1 else trained / "workers" / "train"
+        assert len(state.folders("checkpoint_*")) == 1  # one is kept
         assert str(trained / "models" / "train") in capsys.readouterr().out
         model = str(trained / "models" / "train")
         assert evaluate.main([model, "--storage", s3.uri("bucket/evaluations")]) == 0
