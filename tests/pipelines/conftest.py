@@ -13,6 +13,7 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 import pytest
 import ray
 
+from pipelines.infra.storage import Folder, folder_at
 from tests.pipelines.s3 import S3, s3_server
 from tests.pipelines.small import Decoded, Small, make_decoded, make_small
 
@@ -50,6 +51,12 @@ def s3() -> Iterator[S3]:
     """A server that speaks S3, with a bucket `clips`."""
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture
+def run(s3: S3, request: pytest.FixtureRequest) -> Folder:
+    """The folder of a run on that server."""
+    return folder_at(s3.uri("clips/runs")) / request.node.name
 
 
 @pytest.fixture

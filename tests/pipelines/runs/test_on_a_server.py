@@ -1,23 +1,16 @@
-"""A run on a server: its store, card, claim, heartbeat and live table are those of a folder, and cost few requests."""
+"""A run on a server: its store, card, heartbeat and live table are those of a folder, and cost few requests."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import pickle
 import re
-import socket
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
-from pyarrow import fs
 from ray import tune
 from ray.tune.experiment import Experiment
 from ray.tune.search import BasicVariantGenerator
@@ -30,10 +23,9 @@ from pipelines import report, sweep, train
 from pipelines.config.run_config import parse
 from pipelines.infra import remote
 from pipelines.infra.storage import Folder, folder_at, saving
-from pipelines.runs import heartbeat, lease
+from pipelines.runs import heartbeat
 from pipelines.runs.heartbeat import Heartbeat, _note_report, heartbeat_path, last_report
 from pipelines.runs.live import LiveTable
-from pipelines.runs.lock import hold_run
 from pipelines.runs.place import run_at, storage_at
 from pipelines.runs.results import TABLES, ResultsStore, open_store
 from pipelines.runs.run_folder import create_run, read_card, write_card
@@ -42,16 +34,9 @@ from pipelines.sweeps.single import load_saved
 from pipelines.sweeps.tuner import TUNE, _relocate, _replace_noted
 from pipelines.trials.sessions import LocalSession
 from tests.crmt.tiny import spec
-from tests.pipelines.s3 import S3, Wire
+from tests.pipelines.s3 import S3
 from tests.pipelines.small import TINY, one_line
 from tests.pipelines.synthetic import TRIALS, make_run, provenance
-
-
-@pytest.fixture
-def run(s3: S3, request: pytest.FixtureRequest) -> Folder:
-    """A folder of its own on the server."""
-    return folder_at(s3.uri("clips/runs")) / request.node.name
-
 
 ROW = {"trial_id": "t", "epoch": 1, "name": "loss", "value": 0.5}
 
@@ -134,94 +119,6 @@ def test_a_report_of_a_run_on_a_server(run: Folder, tmp_path: Path, capsys: pyte
     assert {f.name: f.read_bytes() for f in (copy / "tables").iterdir()} == tables
 
 
-# ---- one process at a time
-
-
-def test_a_run_that_is_held_is_refused_and_let_go(run: Folder) -> None:
-    with hold_run(run):
-        with (
-            pytest.raises(BadInputError, match=rf"process {os.getpid()} on .* since .* is gone") as refused,
-            hold_run(run),
-        ):
-            raise AssertionError("held twice")
-        assert "\n" not in str(refused.value) and len((run / lease.CLAIMS).names()) == 1
-    assert (run / lease.CLAIMS).names() == []
-    with hold_run(run):
-        pass
-
-
-@pytest.mark.parametrize("who", ["dead", "stale", "elsewhere"])
-def test_a_claim_is_taken_over_from_the_dead_and_the_silent_alone(
-    run: Folder, who: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host = socket.gethostname() if who == "dead" else "elsewhere"
-    claim = {"host": host, "pid": 2**22 + 1, "since": "2026-01-01T00:00:00+00:00"}
-    (run / lease.CLAIMS).write("other.json", json.dumps(claim).encode())
-    if who == "elsewhere":
-        with pytest.raises(BadInputError, match="on elsewhere since 2026-01-01"), hold_run(run):
-            raise AssertionError("taken from another host")
-        assert (run / lease.CLAIMS).names() == ["other.json"]
-        return
-    if who == "stale":
-        monkeypatch.setattr(lease, "STALE_SECONDS", 1.0)
-        time.sleep(2.1)  # a server's seconds are whole
-    with hold_run(run):
-        assert len((run / lease.CLAIMS).names()) == 1 and "other.json" not in (run / lease.CLAIMS).names()
-
-
-def test_of_many_at_once_one_at_most_holds(run: Folder) -> None:
-    start, held, let_go = threading.Barrier(4), [], threading.Barrier(4)
-
-    def contend(number: int) -> None:
-        start.wait()
-        try:
-            with hold_run(run):
-                held.append(number)
-                let_go.wait()
-        except BadInputError:
-            let_go.wait()
-
-    threads = [threading.Thread(target=contend, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(held) <= 1 and (run / lease.CLAIMS).names() == []
-
-
-def test_a_run_that_was_taken_over_ends_as_by_ctrl_c(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "RENEWED_SECONDS", 0.1)
-    with pytest.raises(CRMTError, match="was taken over by another process"), hold_run(run):
-        claims = run / lease.CLAIMS
-        time.sleep(0.5)  # renewed, and still ours
-        (own,) = claims.names()
-        for _ in range(200):
-            claims.remove(own)
-            time.sleep(0.1)
-        raise AssertionError("it went on")
-
-
-def test_a_claim_that_was_silent_gives_way_to_whoever_came(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where it is written again in the moment in which it is taken over."""
-    monkeypatch.setattr(lease, "RENEWED_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
-    with pytest.raises(CRMTError, match="was taken over by another process"), hold_run(run):
-        (run / lease.CLAIMS).write("other.json", b"{}")
-        time.sleep(20)
-        raise AssertionError("it went on")
-
-
-@pytest.mark.parametrize("command", [sweep, train], ids=["sweep", "train"])
-def test_resume_of_a_run_that_is_alive_is_one_line(
-    run: Folder, tmp_path: Path, command: object, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = parse({**TINY, "data": {**TINY["data"], "root": str(tmp_path / "no clips")}}, "a test")
-    write_card(run, {"kind": "sweep", "config": config.model_dump(mode="json")})
-    with hold_run(run):
-        assert command.main(["--resume", str(run)]) == 2  # type: ignore[attr-defined]
-    assert f"{run} is in use by process {os.getpid()}" in one_line(capsys.readouterr().err)
-
-
 # ---- while it runs
 
 
@@ -271,80 +168,6 @@ def test_the_table_reads_again_what_changed_and_no_more(s3: S3, run: Folder, mon
     assert [row["epochs"] for row in table._rows()] == [1, 1, 7]
 
 
-# ---- a server that is away
-
-
-def through(wire: Wire, path: str) -> Folder:
-    return folder_at(f"s3://{path}?endpoint_override={wire.address}&scheme=http")
-
-
-def test_a_server_that_is_away_is_asked_again_and_the_log_says_so(
-    s3: S3, run: Folder, caplog: pytest.LogCaptureFixture
-) -> None:
-    wire = Wire(s3.address)
-    folder = through(wire, run.root)
-    folder.write("before", b"x")
-    wire.cut()
-    threading.Timer(4, wire.mend).start()
-    with caplog.at_level(logging.WARNING):
-        folder.write("after", b"y")
-    assert run.read("after") == b"y" and folder.names() == ["after", "before"]
-    assert "does not answer" in caplog.text and "answers again after" in caplog.text
-    wire.cut()
-
-
-def test_patience_ends_and_a_refusal_is_not_asked_twice(
-    s3: S3, run: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 4.0)
-    wire = Wire(s3.address)
-    folder = through(wire, run.root)
-    wire.cut()
-    with pytest.raises(CRMTError, match="cannot be written") as caught:
-        folder.write("a", b"x")
-    assert "\n" not in str(caught.value) and caplog.text.count("does not answer") >= 1
-    caplog.clear()
-    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 120.0)
-    with pytest.raises(CRMTError, match="bucket"):
-        folder_at(s3.uri("nowhere/x")).write("a", b"x")
-    assert "does not answer" not in caplog.text
-
-
-def test_patience_is_long_enough() -> None:
-    assert remote.PATIENCE_SECONDS >= 60 and lease.STALE_SECONDS > remote.PATIENCE_SECONDS
-
-
-def test_rays_state_goes_up_and_down_through_an_outage(s3: S3, run: Folder, tmp_path: Path) -> None:
-    """As Tune and Train copy it: many files by several threads of pyarrow's."""
-    wire = Wire(s3.address)
-    folder = through(wire, run.root)
-    filesystem = pickle.loads(pickle.dumps(folder.patient))
-    assert filesystem == folder.patient and remote.location_of(filesystem) == str(folder)
-    assert remote.location_of(fs.LocalFileSystem()) is None
-    files = {f"{n}.bin": os.urandom(1000 * n) for n in range(1, 40)} | {"large.bin": os.urandom(12 * 2**20)}
-    source = tmp_path / "source"
-    source.mkdir()
-    for name, content in files.items():
-        (source / name).write_bytes(content)
-    (tmp_path / "down").mkdir()
-    filesystem.create_dir(folder.path("up"))
-    wire.cut()
-    threading.Timer(2, wire.mend).start()
-    fs.copy_files(str(source), folder.path("up"), destination_filesystem=filesystem, chunk_size=64 * 2**20)
-    wire.cut()
-    threading.Timer(2, wire.mend).start()
-    fs.copy_files(folder.path("up"), str(tmp_path / "down"), source_filesystem=filesystem)
-    assert {f.name: f.read_bytes() for f in (tmp_path / "down").iterdir()} == files
-    with filesystem.open_input_file(folder.path("up/large.bin")) as file:
-        file.seek(5)
-        assert file.read(7) == files["large.bin"][5:12] and file.tell() == 12 and file.size() == 12 * 2**20
-    filesystem.delete_dir(folder.path("up"))
-    assert filesystem.get_file_info(folder.path("up/1.bin")).type == fs.FileType.NotFound
-    with pytest.raises(FileNotFoundError):
-        filesystem.open_input_file(folder.path("none"))
-    wire.cut()
-
-
 # ---- what cannot be
 
 
@@ -383,13 +206,6 @@ def test_a_run_that_is_not_there_is_one_line(s3: S3, capsys: pytest.CaptureFixtu
         one_line(capsys.readouterr().err)
     with pytest.raises(BadInputError, match="RUN"):
         run_at(s3.uri("nowhere/x"), "RUN")
-
-
-def test_a_handler_says_what_it_cannot(run: Folder) -> None:
-    filesystem = run.patient
-    assert filesystem is not None and filesystem.type_name == "py::patient+s3"
-    with pytest.raises((NotImplementedError, pa.ArrowException)):
-        filesystem.open_append_stream(run.path("x"))
 
 
 # ---- what a trial leaves
