@@ -22,7 +22,7 @@ from crmt.model import ModelSpec, MultiModalModel, build_model, check_initialise
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
 _STATE = "state.safetensors"
-_STATE_CARD = "state.json"
+STATE_CARD = "state.json"
 FORMAT = 1
 _SAME = "same"
 """A key of a file's metadata: JSON from further names of tensors to the names that they are written under."""
@@ -237,7 +237,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
         "plain": plain,
         "sha256": sha256_of(folder / _STATE),
     }
-    _write_text(folder / _STATE_CARD, json.dumps(card))
+    _write_text(folder / STATE_CARD, json.dumps(card))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         BadInputError: missing or damaged.
     """
     folder = folder_of(folder)
-    card = _read_card(folder / _STATE_CARD, "a training state")
+    card = _read_card(folder / STATE_CARD, "a training state")
     if not (folder / _STATE).exists() or sha256_of(folder / _STATE) != card.get("sha256"):
         raise BadInputError(f"{folder / _STATE} is damaged: remove the folder, and training starts anew")
     model: dict[str, Tensor] = {}

@@ -17,6 +17,7 @@ from pipelines.infra.files import check_place
 
 if TYPE_CHECKING:  # imports torch, which neither --help nor a file that is not there should wait for
     from pipelines.config.run_config import RunConfig
+    from pipelines.infra.storage import Folder
 
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -81,6 +82,39 @@ def add_code_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_storage_argument(parser: argparse.ArgumentParser) -> None:
+    """--storage."""
+    parser.add_argument(
+        "--storage",
+        metavar="URI",
+        help="where the run gets a folder of its own on a server, as s3://bucket/runs (gs://, abfs://, hdfs://); "
+        "every node needs its credentials in the environment",
+    )
+
+
+def check_place_of(options: argparse.Namespace) -> None:
+    """Refuse `--out` and `--storage` that cannot be, as far as can be told without a request.
+
+    Raises:
+        BadInputError: both, or `--out` is no folder for a run.
+    """
+    out, storage = getattr(options, "out", None), getattr(options, "storage", None)
+    check_place(out)
+    if out is not None and storage is not None:
+        raise BadInputError("give --out or --storage: a run lies in a folder of a disk or on a server")
+
+
+def storage_of(options: argparse.Namespace) -> Folder | None:
+    """The folder of `--storage`, which answers; None where it is not given.
+
+    Raises:
+        BadInputError: nobody answers, or it is no URI.
+    """
+    from pipelines.runs.place import storage_at
+
+    return None if options.storage is None else storage_at(options.storage)
+
+
 def check_early(options: argparse.Namespace) -> None:
     """Refuse what can be told without torch: an unknown data set, a file that is not there or is not YAML, and --set.
 
@@ -91,7 +125,7 @@ def check_early(options: argparse.Namespace) -> None:
 
     if getattr(options, "resume", None) is not None:
         return
-    check_place(getattr(options, "out", None))
+    check_place_of(options)
     if options.dataset is None and options.config is None:
         raise BadInputError(f"give --dataset: one of {', '.join(sources.names())}")
     if options.dataset is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from crmt.errors import BadInputError
 from pipelines.command import (
     add_config_arguments,
+    add_storage_argument,
     check_early,
     command_parser,
     config_from,
@@ -24,6 +25,7 @@ from pipelines.command import (
     importing,
     offer,
     run_command,
+    storage_of,
 )
 from pipelines.infra.entry import typed
 
@@ -35,8 +37,13 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, help="sweep.trials")
     parser.add_argument("--workers", type=int, help="sweep.workers: workers of one trial")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default runs/<dataset>-sweep-<time>")
+    add_storage_argument(parser)
     parser.add_argument(
-        "--resume", nargs="?", const="latest", metavar="DIR", help="go on with a sweep; default: the newest"
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="RUN",
+        help="go on with a sweep, by its folder or URI; default: the newest",
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would run and what it needs, and stop")
     fields = parser.add_argument(
@@ -61,19 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         check_early(options)
         if options.resume is not None:
-            others = ("dataset", "config", "set", "data_root", "out", "trials", "workers")
+            others = ("dataset", "config", "set", "data_root", "out", "storage", "trials", "workers")
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
+            from pipelines.runs.place import run_at
             from pipelines.runs.run_folder import latest_run, read_card
             from pipelines.sweeps.run import run_sweep
 
-            run = latest_run() if options.resume == "latest" else Path(options.resume).resolve()
+            run = latest_run() if options.resume == "latest" else run_at(options.resume, "--resume")
             return run_sweep(importing(read_card(run)[1], options.code), None, run, options.dry_run, options.address)
         config = config_from(options, {"sweep.trials": options.trials, "sweep.workers": options.workers})
         if options.trials and config.search and config.sweep.algorithm in ("grid", "points"):
             raise BadInputError(f"--trials: sweep.algorithm is {config.sweep.algorithm}, which says itself how many")
         from pipelines.sweeps.run import run_sweep
 
-        return run_sweep(config, options.out, None, options.dry_run, options.address)
+        return run_sweep(config, options.out, None, options.dry_run, options.address, storage_of(options))
 
     return run_command(body, f"A sweep that had begun goes on with: {typed('sweep')} --resume")

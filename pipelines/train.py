@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmt.errors import BadInputError
-from pipelines.command import add_config_arguments, check_early, command_parser, config_from, importing, run_command
+from pipelines.command import (
+    add_config_arguments,
+    add_storage_argument,
+    check_early,
+    command_parser,
+    config_from,
+    importing,
+    run_command,
+    storage_of,
+)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -24,7 +33,8 @@ def arguments() -> argparse.ArgumentParser:
     add_config_arguments(parser)
     parser.add_argument("--workers", type=int, help="sweep.workers: more than one go through TorchTrainer")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default runs/<dataset>-train-<time>")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a training run that was stopped")
+    add_storage_argument(parser)
+    parser.add_argument("--resume", metavar="RUN", help="go on with a training run (a folder or a URI)")
     parser.add_argument("--address", help="of a Ray cluster; default: one on this machine, else Ray is started here")
     return parser
 
@@ -36,19 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         check_early(options)
         if options.resume is not None:
-            others = ("dataset", "config", "set", "data_root", "out", "workers")
+            others = ("dataset", "config", "set", "data_root", "out", "storage", "workers")
             if any(getattr(options, name) for name in others):
                 raise BadInputError("--resume takes the run's own configuration: leave out the other arguments")
+            from pipelines.runs.place import run_at
             from pipelines.runs.run_folder import read_card
             from pipelines.sweeps.single import run_training
 
-            run = options.resume.resolve()
+            run = run_at(options.resume, "--resume")
             run_training(importing(read_card(run)[1], options.code), None, run, options.address)
             return 0
         config = config_from(options, {"sweep.workers": options.workers})
         from pipelines.sweeps.single import run_training
 
-        run_training(config.without_search(), options.out, None, options.address)
+        run_training(config.without_search(), options.out, None, options.address, storage_of(options))
         return 0
 
     return run_command(body)

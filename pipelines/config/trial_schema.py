@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, Field, create_model, field_validator
+from pydantic import AfterValidator, Field, create_model
 
 from crmt.doors import ATTACKS, CERTIFICATES, ENCODERS, METHODS, Door, split_arguments
 from crmt.errors import BadInputError
@@ -28,12 +28,16 @@ def _known_to(door: Door) -> AfterValidator:
     """Refuses a name that is none of ours. What a path names is looked for by the preflight."""
 
     def check(given: Any) -> Any:
-        door.check(split_arguments(given)[0])
+        try:
+            door.check(split_arguments(given)[0])
+        except BadInputError as error:
+            raise ValueError(str(error)) from None
         return given
 
     return AfterValidator(check)
 
 
+Encoder = Annotated[str | dict[str, Any], _known_to(ENCODERS)]
 AttackName = Annotated[str, _known_to(ATTACKS)]
 Certificate = Annotated[str | dict[str, Any], _known_to(CERTIFICATES)]
 """A name, `package.module:Name`, or {path: package.module:Name, ...settings}."""
@@ -42,21 +46,11 @@ Certificate = Annotated[str | dict[str, Any], _known_to(CERTIFICATES)]
 class ModelConfig(Section):
     """Encoders by modality, and the width of their features."""
 
-    encoders: dict[str, str | dict[str, Any]] = {"video": "resnet18", "audio": "resnet18"}
+    encoders: dict[str, Encoder] = {"video": "resnet18", "audio": "resnet18"}
     """modality: an encoder's name (`small_resnet`, `resnet18`, `lipschitz_conv`, `timm:NAME`), or `package.module:Name`
     of your own code; with arguments `{path: mynet:VideoNet, depth: 3}`. A modality left out is not used."""
     features: Count = 512
     """Width of every encoder's features; for ours a multiple of 8."""
-
-    @field_validator("encoders")
-    @classmethod
-    def _encoders_are_named(cls, encoders: dict[str, Any]) -> dict[str, Any]:
-        for given in encoders.values():
-            try:
-                ENCODERS.check(split_arguments(given)[0])
-            except BadInputError as error:
-                raise ValueError(str(error)) from None
-        return encoders
 
 
 class Step2Config(Section):

@@ -65,10 +65,7 @@ def check_place(folder: Path | None) -> None:
     if folder is None:
         return
     if _URI.match(str(folder)):
-        raise BadInputError(
-            f"--out {folder}: a run lies in a folder here or on a mounted disk: give its path (decoded clips "
-            "alone may lie elsewhere, with data.cache)"
-        )
+        raise BadInputError(f"--out {folder}: that is the folder of a disk: give its path, or for a URI use --storage")
     where = folder.resolve()
     if any(where.is_relative_to(own) for own in _OF_THE_SYSTEM):
         raise BadInputError(f"--out {folder}: no run can lie in {where.parts[0]}{where.parts[1]}: name another folder")

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.csv
 from markupsafe import Markup
 
-from pipelines.infra.files import write_atomically
-from pipelines.reporting.data import RunData, has_product, load_run
+from pipelines.infra.storage import Where, folder_at, saving
+from pipelines.reporting.data import PAGE, RunData, has_product, load_run
 from pipelines.reporting.render import page
 from pipelines.reporting.sections.audit import audit
 from pipelines.reporting.sections.comparison import comparison
@@ -26,19 +26,25 @@ from pipelines.reporting.sections.trials import trials
 SECTIONS = (header, comparison, robustness, product, audit, learning, search, step2, trials, quarantine, glossary)
 
 
-def build_report(run: Path) -> Path:
-    """Write `run`/report.html and `run`/tables/*.csv; return the path of the page.
+def build_report(run: Where, out: Path | None = None) -> Where:
+    """Write report.html and tables/*.csv of a run; return the path of the page.
+
+    Args:
+        run: its folder, here or on a server.
+        out: the folder to write to, made where there is none; None: the run's own.
 
     Raises:
         BadInputError: `run` is not the folder of a run.
     """
-    data = load_run(Path(run))
-    write_tables(data, data.run / "tables")
-    name = data.provenance.get("name") or data.run.resolve().name
+    data, target = load_run(run), out or run
+    folder = folder_at(target)
+    folder.make()
+    with saving(folder / "tables", "summary.csv") as tables:
+        write_tables(data, tables)
+    name = data.provenance.get("name") or folder_at(data.run).name
     body = Markup("\n").join(section(data) for section in SECTIONS)
-    target = data.run / "report.html"
-    write_atomically(target, page(f"CRMT sweep: {name}", body))
-    return target
+    folder.write(PAGE, page(f"CRMT sweep: {name}", body).encode(), durable=False)
+    return target / PAGE
 
 
 def write_tables(data: RunData, folder: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
+from pipelines.infra.storage import Where, folder_at
 from pipelines.reporting.names import JOINT, PRODUCT, Names, in_order, json_object, names_of
 from pipelines.runs.results import TABLES, ResultsStore, open_store
 
+PAGE = "report.html"
+"""The report, in the folder of its run."""
 BUDGETS_SHOWN = 3
 DEFAULT_SPACES = {"video": "pixels in [0, 1]", "audio": "standardised log-mel", "flow": "flow in [0, 1]"}
 
@@ -39,7 +41,7 @@ MISSING = Share(np.nan)
 class RunData:
     """Everything that the figures and the page read."""
 
-    run: Path
+    run: Where
     provenance: dict[str, Any]
     names: Names
     tables: dict[str, pd.DataFrame]
@@ -246,25 +248,25 @@ def budgets_for_tables(budgets: Sequence[float], middle: float | None) -> list[f
     return [values[below], values[i], values[above]]
 
 
-def load_run(run: Path) -> RunData:
-    """Read a run folder.
+def load_run(run: Where) -> RunData:
+    """Read a run, here or on a server.
 
     Raises:
         BadInputError: `run` is not the folder of a run.
     """
     store = open_store(run)
-    return from_store(store, run=Path(run), provenance=_read_provenance(Path(run) / "run.json"))
+    return from_store(store, run=run, provenance=_read_provenance(run))
 
 
-def _read_provenance(path: Path) -> dict[str, Any]:
+def _read_provenance(run: Where) -> dict[str, Any]:
     # a run that was killed early has no run.json, or half of one: the numbers are still worth a page
     try:
-        return json_object(path.read_text())
+        return json_object(folder_at(run).read("run.json").decode())
     except (FileNotFoundError, UnicodeDecodeError):
         return {}
 
 
-def from_store(store: ResultsStore, run: Path, provenance: dict[str, Any]) -> RunData:
+def from_store(store: ResultsStore, run: Where, provenance: dict[str, Any]) -> RunData:
     """Gather what a report needs from a results store."""
     tables = {name: store.read(name) for name in TABLES}
     trials, curves = tables["trials"], tables["curves"]

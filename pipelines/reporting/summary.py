@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.reporting.data import RunData, budgets_for_tables, load_run, params_text
+from pipelines.infra.storage import Where, folder_at
+from pipelines.reporting.data import PAGE, RunData, budgets_for_tables, load_run, params_text
 from pipelines.reporting.names import JOINT, json_object
 from pipelines.reporting.render import duration, number, percent
 from pipelines.reporting.sections.audit import refuted
@@ -21,13 +21,18 @@ WIDE = 100
 STATUS_STYLES = {"finished": "green", "stopped": "yellow", "running": "cyan", "failed": "red"}
 
 
-def print_summary(run: Path, console: Console) -> None:
+def print_summary(run: Where, console: Console, page: Where | None = None) -> None:
     """The trials of a run, best first, and where the report is.
+
+    Args:
+        run: its folder, here or on a server.
+        console: takes the table.
+        page: the report, where it is not in the run's folder.
 
     Raises:
         BadInputError: `run` is not the folder of a run.
     """
-    data = load_run(Path(run))
+    data = load_run(run)
     wide = console.width >= WIDE
     # a terminal of 80 columns holds two budgets
     shown = budgets_for_tables(data.budgets, data.headline)
@@ -62,8 +67,10 @@ def print_summary(run: Path, console: Console) -> None:
         console.print(escape(f"{row.trial_id} failed: {reason}"), style="red", highlight=False)
     for sentence in refuted(data):  # last, where it is seen
         console.print(escape(f"ALARM: a sound certificate was refuted: {sentence}"), style="bold red", highlight=False)
-    if (target := data.run / "report.html").exists():
-        console.print(f"Report: {escape(str(target))}", highlight=False, soft_wrap=True)
+    if page is None and folder_at(run).has(PAGE):
+        page = run / PAGE
+    if page is not None:
+        console.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
 def _legend(data: RunData) -> str:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from crmt.errors import CRMTError
+from pipelines.infra.storage import Where, folder_at
 
 RESERVE = ".reserve"
 RESERVED_BYTES = 4 * 2**20
@@ -31,32 +32,39 @@ def is_full(error: BaseException | str) -> bool:
     return any(words in str(error) for words in _WORDS)
 
 
-def give_way(run: Path) -> None:
+def give_way(run: Where) -> None:
     """Delete the reserve of a run: what must be written fits again, and the command that runs it ends."""
-    (run / RESERVE).unlink(missing_ok=True)
+    if (path := folder_at(run).local) is not None:
+        (path / RESERVE).unlink(missing_ok=True)
 
 
 @contextmanager
-def watch_disk(run: Path, go_on: str) -> Iterator[None]:
+def watch_disk(run: Where, go_on: str) -> Iterator[None]:
     """Watch the disk of a run while the block runs, and end the block, as Ctrl-C does, when it is full.
 
     By SIGUSR1, which Tune takes for Ctrl-C too, since a shell has SIGINT ignored in what it starts with `&`. A block
     that does not end within 20 s then, since something waits for the disk, ends with its process.
 
+    A run on a server has no disk to watch.
+
     Args:
-        run: the run's folder, on this process's host.
+        run: the run's folder.
         go_on: the command that goes on with it.
 
     Raises:
         CRMTError: the disk is full: before the block, in it, or an error in it says so.
     """
+    path = folder_at(run).local
+    if path is None:
+        yield
+        return
     line = f"no space left for {run} or in {tempfile.gettempdir()}: make room, then go on with: {go_on}"
     full, ended = threading.Event(), threading.Event()
     main = threading.current_thread() is threading.main_thread()
-    watch = threading.Thread(target=_watch, args=(run, line, full, ended, main), daemon=True)
+    watch = threading.Thread(target=_watch, args=(path, line, full, ended, main), daemon=True)
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler) if main else None
     try:
-        _reserve(run / RESERVE)
+        _reserve(path / RESERVE)
         watch.start()
         yield
     except BaseException as error:

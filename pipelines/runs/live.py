@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import logging
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,11 +16,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.runs.heartbeat import heartbeat_path, last_report
-from pipelines.runs.results import ResultsStore
+from crmt.errors import CRMTError
+from pipelines.infra.storage import Folder, Where, folder_at
+from pipelines.runs.results import joined
 
-_TERMINAL_SECONDS, _PLAIN_SECONDS = 1.0, 2.0
+_TERMINAL_SECONDS, _PLAIN_SECONDS, _REMOTE_SECONDS = 1.0, 2.0, 10.0
+"""How often the table looks; on a server each look costs two requests, and four for every file that changed."""
 _QUIET_SECONDS = 20.0
+_LOG = logging.getLogger(__name__)
 _TELLING_SECONDS = 3.0
 STYLES = {"finished": "green", "stopped": "yellow", "failed": "red", "running": "cyan"}
 
@@ -27,8 +31,11 @@ STYLES = {"finished": "green", "stopped": "yellow", "failed": "red", "running": 
 class LiveTable:
     """Shows the table while the `with` block runs: redrawn on a terminal, a line a change elsewhere."""
 
-    def __init__(self, run: Path, trials: int | None, console: Console) -> None:
-        self._run, self._trials, self._console = run, trials, console
+    def __init__(self, run: Where, trials: int | None, console: Console) -> None:
+        self._trials, self._console = trials, console
+        folder = folder_at(run)
+        self._stored, self._beats = _Watched(folder / "results" / "trials"), _Watched(folder / "live")
+        self._pause = None if folder.local else _REMOTE_SECONDS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._terminal if console.is_terminal else self._plain, daemon=True)
         self._started = time.monotonic()
@@ -45,7 +52,7 @@ class LiveTable:
 
     def _terminal(self) -> None:
         with Live(self._table(), console=self._console, refresh_per_second=2, transient=True) as live:
-            while not self._stop.wait(_TERMINAL_SECONDS):
+            while not self._stop.wait(self._pause or _TERMINAL_SECONDS):
                 live.update(self._table())
 
     def _plain(self) -> None:
@@ -53,7 +60,7 @@ class LiveTable:
         spoken = time.monotonic()
         ended = False
         while not ended:
-            ended = self._stop.wait(_PLAIN_SECONDS)  # then one last look: how the trials ended
+            ended = self._stop.wait(self._pause or _PLAIN_SECONDS)  # then one last look: how the trials ended
             rows = self._rows()
             for row in rows:
                 state = (row["status"], row["phase"], row["epochs"])
@@ -66,15 +73,13 @@ class LiveTable:
                 self._console.print(self._title(rows), highlight=False, markup=False)
 
     def _rows(self) -> list[dict[str, Any]]:
-        trials = ResultsStore(self._run / "results").read("trials")
-        return [_row(self._now(trial), _heartbeat(self._run, trial["trial_id"])) for trial in _records(trials)]
-
-    def _now(self, trial: dict[str, Any]) -> dict[str, Any]:
-        """A row that nobody updates while it runs (train.py's) with what the trial itself reported."""
-        if trial["status"] != "running" or trial["epochs"]:
-            return trial
-        report = last_report(self._run, trial["trial_id"])
-        return trial | {"epochs": report.get("epoch", 0), "selected_value": report.get("selected")}
+        stored, beats = self._stored.contents("*.parquet"), self._beats.contents("*.json")
+        said = {name.removesuffix(".json"): _read(text) for name, text in beats.items()}
+        rows = []
+        for trial in _records(joined("trials", stored.values())):
+            report = said.get(f"{trial['trial_id']}.report", {})
+            rows.append(_row(_now(trial, report), said.get(trial["trial_id"], {})))
+        return rows
 
     def _title(self, rows: list[dict[str, Any]]) -> str:
         done = sum(r["status"] != "running" for r in rows)
@@ -101,10 +106,51 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def _heartbeat(run: Path, trial_id: str) -> dict[str, Any]:
+class _Watched:
+    """The files of a folder as they were last seen; on a server only those that changed are read again."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._seen: dict[str, tuple[float | None, bytes]] = {}
+        """Name ▸ the stamp under which its content is settled, and the content. A server's stamps are whole seconds:
+        what is read under a stamp for the first time may change under it."""
+        self._before: dict[str, float] = {}
+        """The stamps of the last look."""
+
+    def contents(self, pattern: str) -> dict[str, bytes]:
+        """Name ▸ content of every file that matches; while a server is away, what was seen last."""
+        if self._folder.local is not None:
+            names = self._folder.names(pattern)
+            return {name: content for name in names if (content := self._content(name)) is not None}
+        try:
+            written = self._folder.stamps()
+            for name, stamp in written.items():
+                settled = name in self._seen and self._seen[name][0] == stamp
+                if not settled and (content := self._content(name)) is not None:
+                    self._seen[name] = (stamp if self._before.get(name) == stamp else None, content)
+            self._before = written
+        except CRMTError as error:
+            _LOG.warning("the table shows what was seen last: %s", error)
+        return {n: self._seen[n][1] for n in sorted(fnmatch.filter(self._before, pattern)) if n in self._seen}
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return self._folder.read(name)
+        except OSError:  # gone since it was listed
+            return None
+
+
+def _now(trial: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """A row that nobody updates while it runs (train.py's) with what the trial itself reported."""
+    if trial["status"] != "running" or trial["epochs"]:
+        return trial
+    return trial | {"epochs": report.get("epoch", 0), "selected_value": report.get("selected")}
+
+
+def _read(text: bytes) -> dict[str, Any]:
     try:
-        return dict(json.loads(heartbeat_path(run, trial_id).read_text()))
-    except (OSError, ValueError):
+        return dict(json.loads(text))
+    except ValueError:
         return {}
 
 

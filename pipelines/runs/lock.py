@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from crmt.errors import BadInputError
 from pipelines.infra.files import write_atomically
+from pipelines.infra.storage import Where, folder_at
+from pipelines.runs.holder import holder_here, said_of
+from pipelines.runs.lease import hold_lease
 
 LOCK, MARKER, HOLDER = ".lock", ".lock.held", ".lock.json"
 """Locked by the kernel; there while it is held, on a file system without locks; who holds it."""
@@ -22,12 +22,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
-def hold_run(run: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder while the block runs.
-
-    The kernel keeps it, and lets it go when the process dies, on whatever host of a shared file system that has locks.
-    On one that has none, it is a file that is there as long as it is held: left by a dead process of this host it is
-    taken over, and of another host, which cannot be asked, the refusal says which file to delete.
+def hold_run(run: Where) -> Iterator[None]:
+    """Hold a run while the block runs: by a lock in its folder, or on a server by a claim (`hold_lease`).
 
     Args:
         run: an existing folder.
@@ -35,11 +31,22 @@ def hold_run(run: Path) -> Iterator[None]:
     Raises:
         BadInputError: another process holds it.
     """
+    folder = folder_at(run)
+    with hold_lease(folder) if folder.local is None else _hold_folder(folder.local):
+        yield
+
+
+@contextmanager
+def _hold_folder(run: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder while the block runs.
+
+    The kernel keeps it, and lets it go when the process dies, on whatever host of a shared file system that has locks.
+    On one that has none, it is a file that is there as long as it is held: left by a dead process of this host it is
+    taken over, and of another host, which cannot be asked, the refusal says which file to delete.
+    """
     lock = _acquired(run)
     try:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-        write_atomically(run / HOLDER, json.dumps(holder))
+        write_atomically(run / HOLDER, json.dumps(holder_here()))
         yield
     finally:
         (run / HOLDER).unlink(missing_ok=True)
@@ -65,7 +72,6 @@ def _tried(lock: BaseFileLock, run: Path, more: str = "") -> BaseFileLock:
 
 def _holder(run: Path) -> str:
     try:
-        found = json.loads((run / HOLDER).read_text())
-        return f"process {found['pid']} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        return said_of(json.loads((run / HOLDER).read_text()))
+    except (OSError, ValueError):
+        return said_of(None)

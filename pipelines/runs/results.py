@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crmt.errors import BadInputError
-from pipelines.infra.files import atomic_file
+from pipelines.infra.storage import Folder, Where, folder_at
 
 _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -113,10 +112,10 @@ TABLES: dict[str, pa.Schema] = {
 class ResultsStore:
     """Tables under `root`, each the union of its parts; writing a part again replaces it."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Where) -> None:
+        self.root = root
 
-    def write(self, table: str, part: str, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> Path:
+    def write(self, table: str, part: str, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> Where:
         """Write one part; a reader sees the old part or the new one, never half of it.
 
         Args:
@@ -133,30 +132,50 @@ class ResultsStore:
         if unknown:
             raise KeyError(f"table {table!r} has no column {', '.join(sorted(unknown))}")
         columns = {f.name: pa.array([row.get(f.name) for row in records], f.type, from_pandas=True) for f in schema}
-        target = self.root / table / f"{part}.parquet"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(target) as temporary:
-            pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
-        return target
+        content = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns, schema=schema), content, compression="zstd")
+        folder = self._folder(table)
+        folder.make()
+        folder.write(f"{part}.parquet", content.getvalue().to_pybytes(), durable=False)
+        return self.root / table / f"{part}.parquet"
 
     def read(self, table: str, part: str | None = None) -> pd.DataFrame:
         """The whole table (or one part of it), parts in the order of their names; empty where nothing was written."""
-        schema = TABLES[table]
-        folder = self.root / table
-        parts = [folder / f"{part}.parquet"] if part else sorted(folder.glob("*.parquet"))
-        tables = [pq.read_table(p, schema=schema) for p in parts if p.exists()]
-        return (pa.concat_tables(tables) if tables else schema.empty_table()).to_pandas()
+        folder = self._folder(table)
+        if part is None:
+            return joined(table, folder.read_all(folder.names("*.parquet")))
+        try:
+            return joined(table, [folder.read(f"{part}.parquet")])
+        except FileNotFoundError:
+            return joined(table, [])
+
+    def forget(self, trials: set[str]) -> None:
+        """Delete every part of some trials."""
+        for table in TABLES if trials else ():
+            folder = self._folder(table)
+            for name in folder.names("*.parquet"):
+                if name.partition(".")[0] in trials:
+                    folder.remove(name)
+
+    def _folder(self, table: str) -> Folder:
+        return folder_at(self.root) / table
 
 
-def open_store(run: Path) -> ResultsStore:
+def joined(table: str, parts: Iterable[bytes]) -> pd.DataFrame:
+    """The rows of a table's parts, which are given as their files' contents."""
+    schema = TABLES[table]
+    tables = [pq.read_table(pa.BufferReader(part), schema=schema) for part in parts]
+    return (pa.concat_tables(tables) if tables else schema.empty_table()).to_pandas()
+
+
+def open_store(run: Where) -> ResultsStore:
     """The store of a run folder.
 
     Raises:
         BadInputError: `run` is not the folder of a run.
     """
-    root = Path(run) / "results"
-    if not root.is_dir():
+    if not folder_at(run).folders("results"):
         raise BadInputError(
             f"{run} holds no results. Give the folder of a run, as printed at its end (it contains `results/`)"
         )
-    return ResultsStore(root)
+    return ResultsStore(run / "results")

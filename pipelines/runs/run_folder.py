@@ -21,7 +21,8 @@ from crmt.modality import Modality
 from pipelines.clips.prepare import Prepared
 from pipelines.config.run_config import RunConfig, parse
 from pipelines.infra.entry import CONSOLE
-from pipelines.infra.files import check_place, write_atomically
+from pipelines.infra.files import check_place
+from pipelines.infra.storage import Folder, Where, folder_at
 from pipelines.runs.code_version import code_version
 from pipelines.runs.lock import hold_run
 from pipelines.runs.results import ResultsStore
@@ -54,14 +55,24 @@ def check_free(folder: Path | None) -> None:
         raise BadInputError(f"{where} cannot be made: {nearest} is not a folder to write in. Name another with --out")
 
 
-def create_run(folder: Path | None, dataset: str, kind: str) -> Path:
-    """A new run folder: `folder`, or runs/<dataset>-<kind>-<time>.
+def create_run(folder: Path | None, dataset: str, kind: str, storage: Folder | None = None) -> Where:
+    """A new run folder: `folder`, or <dataset>-<kind>-<time> in runs/ or on a server.
+
+    Args:
+        folder: where it shall be; None: a name of its own.
+        dataset: its name.
+        kind: `sweep`, `train` or `evaluation`.
+        storage: the folder of a server that takes it; None: this machine.
 
     Raises:
         BadInputError: the folder holds something already, or cannot be made.
     """
-    check_free(folder)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    if storage is not None:
+        name = f"{dataset}-{kind}-{stamp}"
+        taken = storage.folders(f"{name}*")
+        return storage / (f"{name}-{len(taken) + 1}" if taken else name)
+    check_free(folder)
     if folder is None:
         run = _numbered((RUNS / f"{dataset}-{kind}-{stamp}").resolve())
     else:
@@ -148,19 +159,19 @@ def _new_card(
     }
 
 
-def write_card(run: Path, card: dict[str, Any]) -> None:
+def write_card(run: Where, card: dict[str, Any]) -> None:
     """Write `run.json`, atomically."""
-    write_atomically(run / CARD, json.dumps(card, indent=1))
+    folder_at(run).write(CARD, json.dumps(card, indent=1).encode(), durable=False)
 
 
-def read_card(run: Path) -> tuple[dict[str, Any], RunConfig]:
+def read_card(run: Where) -> tuple[dict[str, Any], RunConfig]:
     """`run.json` and the configuration in it.
 
     Raises:
         BadInputError: not the folder of a run.
     """
     try:
-        card = json.loads((run / CARD).read_text())
+        card = json.loads(folder_at(run).read(CARD))
         return card, parse(card["config"], str(run / CARD))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, BadInputError):
@@ -176,7 +187,8 @@ def open_run(
     *,
     held: ExitStack,
     folder: Path | None = None,
-    resume: Path | None = None,
+    storage: Folder | None = None,
+    resume: Where | None = None,
 ) -> TrialInput:
     """Make the folder of a run, or open the one to go on with, and write its provenance.
 
@@ -189,7 +201,7 @@ def open_run(
     """
     session, cache = _session(), prepared.cache
     if resume is None:
-        run = create_run(folder, cache.name, kind)
+        run = create_run(folder, cache.name, kind, storage)
         held.enter_context(hold_run(run))
         card = _new_card(config, prepared, modalities, run.name, kind) | session
     else:
@@ -213,7 +225,7 @@ def open_run(
 class TrialInput:
     """What all trials of a run share."""
 
-    run: Path
+    run: Where
     modalities: tuple[Modality, ...]
     classes: tuple[str, ...]
     provenance: dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -58,10 +58,10 @@ def loggers_of(config: RunConfig) -> list[Callback]:
 
 
 @contextmanager
-def only_these_loggers(config: RunConfig) -> Iterator[None]:
-    """Keep Tune from adding loggers of its own where `sweep.loggers` says which there are."""
+def only_these_loggers(names: Sequence[Any] | None) -> Iterator[None]:
+    """Keep Tune from adding loggers of its own where it is said which there are; None: it is not."""
     before = os.environ.get(_AUTOMATIC)
-    if config.sweep.loggers is not None:
+    if names is not None:
         os.environ[_AUTOMATIC] = "1"
     try:
         yield

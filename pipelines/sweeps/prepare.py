@@ -18,6 +18,7 @@ from pipelines.clips.ingest import look_ahead
 from pipelines.clips.prepare import ClipSource, prepare
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.cluster import start_ray
+from pipelines.infra.storage import Folder, Where
 from pipelines.runs.lock import hold_run
 from pipelines.runs.run_folder import RUNS, TrialInput, check_free, open_run
 from pipelines.sources.text import alike
@@ -33,14 +34,16 @@ class RunRequest:
     """`sweep`, `train` or `evaluation`, in the run's card and in its folder's name."""
     folder: Path | None = None
     """The folder of a new run; None: runs/<dataset>-<kind>-<time>."""
-    resume: Path | None = None
-    """The folder of the run that goes on."""
+    resume: Where | None = None
+    """Where the run lies that goes on."""
     address: str | None = None
     """The address of a Ray cluster; None: one that runs on this machine, or else Ray is started here."""
     model: ModelSpec | None = None
     """The saved model that is measured; None: models are trained."""
     dry_run: bool = False
     """Stop after the plan."""
+    storage: Folder | None = None
+    """The folder on a server in which a new run gets a folder of its own; None: this machine."""
 
     @property
     def tunes(self) -> bool:
@@ -67,8 +70,8 @@ class PreparedRun:
     given: TrialInput
 
     @property
-    def folder(self) -> Path:
-        """The folder of the run."""
+    def folder(self) -> Where:
+        """Where the run lies."""
         return self.given.run
 
 
@@ -89,7 +92,8 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
     """
     model_bytes = check_settings(config, request.model)
     if request.resume is None:
-        check_free(request.folder)
+        if request.storage is None:
+            check_free(request.folder)
     elif not request.dry_run:
         held.enter_context(hold_run(request.resume))
     index = look_ahead(config.data, config.model.encoders)
@@ -103,7 +107,8 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
         check_search(config)
     dashboard = start_ray(request.address, dashboard=request.tunes, code=config.code)
     config = with_resources(config)
-    folder = None if request.resume is not None else request.folder or RUNS
+    on_server = request.storage is not None
+    folder = None if request.resume is not None or on_server else request.folder or RUNS
     plan = plan_sweep(config, None, folder, model_bytes)
     if request.tunes:
         plan.show(console)
@@ -122,7 +127,14 @@ def prepare_run(config: RunConfig, request: RunRequest, console: Console, held: 
         plan.check()
     modalities = _modalities(config, request.model, prepared.cache)
     given = open_run(
-        config, prepared, modalities, request.kind, held=held, folder=request.folder, resume=request.resume
+        config,
+        prepared,
+        modalities,
+        request.kind,
+        held=held,
+        folder=request.folder,
+        storage=request.storage,
+        resume=request.resume,
     )
     return PreparedRun(config, plan, prepared.source, given)
 

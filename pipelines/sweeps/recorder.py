@@ -10,6 +10,8 @@ from ray import cloudpickle, tune
 from pipelines.config.run_config import RunConfig, with_values
 from pipelines.infra.metrics import show
 from pipelines.infra.ray_errors import first_line
+from pipelines.infra.remote import location_of
+from pipelines.infra.storage import Folder, Where
 from pipelines.runs.disk import give_way, is_full
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import now
@@ -31,7 +33,7 @@ class Recorder(tune.Callback):
         self.config = config.without_search()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._forget_others(_results(trial), {t.trial_id for t in trials})
+        self._forget_others(ResultsStore(_results(trial)), {t.trial_id for t in trials})
         params = dict(trial.config)  # a scheduler may have changed them since the trial began
         fresh = trial_row(trial.trial_id, with_values(self.config, params), params, self.provenance, now())
         changed = {name: fresh[name] for name in ("method", "params", "config", "seed")}
@@ -63,15 +65,13 @@ class Recorder(tune.Callback):
             give_way(_run(trial))
         self._write(trial, self._row(trial) | {"status": "failed", "error": error})
 
-    def _forget_others(self, results: Path, known: set[str]) -> None:
+    def _forget_others(self, store: ResultsStore, known: set[str]) -> None:
         """Drop the rows of trials that a killed sweep began and Tune had not yet noted: they begin anew, renamed.
 
         One that had finished by then stays: its numbers are good, whatever else Tune tries.
         """
-        trials = ResultsStore(results).read("trials")
-        lost = set(trials.trial_id[trials.status == "running"]) - known
-        for part in [p for p in results.glob("*/*.parquet") if p.name.partition(".")[0] in lost]:
-            part.unlink()
+        trials = store.read("trials")
+        store.forget(set(trials.trial_id[trials.status == "running"]) - known)
 
     def _row(self, trial: Any) -> dict[str, Any]:
         """The row as it stands, or a new one."""
@@ -93,12 +93,13 @@ class Recorder(tune.Callback):
             ResultsStore(_results(trial)).write("trials", trial.trial_id, [row])
 
 
-def _run(trial: Any) -> Path:
-    """The folder of the run that a trial is of: the trial's own is RUN/tune/NAME."""
-    return Path(trial.path).parents[1]
+def _run(trial: Any) -> Where:
+    """Where the run lies that a trial is of: the trial's own folder is RUN/tune/NAME."""
+    on_server = location_of(trial.storage.storage_filesystem)
+    return Folder(on_server) if on_server else Path(trial.path).parents[1]
 
 
-def _results(trial: Any) -> Path:
+def _results(trial: Any) -> Where:
     return _run(trial) / "results"
 
 

@@ -7,20 +7,31 @@ import os
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from crmt.errors import CRMTError
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.entry import INTERRUPTED, typed
+from pipelines.infra.ray_errors import first_line
+from pipelines.infra.storage import Folder, Where, folder_at
 from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
 from pipelines.sweeps.prepare import RunRequest, prepare_run
 
+if TYPE_CHECKING:
+    from ray import tune
+
 
 def run_sweep(
-    config: RunConfig, folder: Path | None, resume: Path | None, dry_run: bool = False, address: str | None = None
+    config: RunConfig,
+    folder: Path | None,
+    resume: Where | None,
+    dry_run: bool = False,
+    address: str | None = None,
+    storage: Folder | None = None,
 ) -> int:
     """A sweep from preflight to report; returns the exit code: 0 if a trial finished, 130 if it was stopped.
 
@@ -30,13 +41,14 @@ def run_sweep(
         resume: the folder of the sweep that goes on.
         dry_run: show what would run and what it needs, and stop.
         address: the address of a Ray cluster; None: one that runs on this machine, or else Ray is started here.
+        storage: the folder on a server in which a new run gets a folder of its own, instead of `folder`.
 
     Raises:
         BadInputError: settings or clips that cannot be used.
         CRMTError: no trial finished.
     """
     console = Console()
-    request = RunRequest("sweep", folder, resume, address, dry_run=dry_run)
+    request = RunRequest("sweep", folder, resume, address, dry_run=dry_run, storage=storage)
     with ExitStack() as held:
         prepared = prepare_run(config, request, console, held)
         if prepared is None:
@@ -48,9 +60,29 @@ def run_sweep(
         held.enter_context(watch_disk(prepared.folder, f"{typed('sweep')} --resume {prepared.folder}"))
         tuner = tuner_of(prepared, resume=resume is not None)
         console.print(f"results: {prepared.folder}", markup=False, soft_wrap=True)
-        with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(prepared.config):
-            tuner.fit()
+        names = prepared.config.sweep.loggers
+        if folder_at(prepared.folder).local is None:
+            names = names or []  # Tune's own would send every log of every trial anew at each of its notes
+        with LiveTable(prepared.folder, prepared.plan.trials, console), only_these_loggers(names):
+            _fit(tuner, prepared.folder)
         return _finish(prepared.folder, prepared.plan.trials, console)
+
+
+def _fit(tuner: tune.Tuner, run: Where) -> None:
+    """Run the trials; a server that stays away ends them in one line.
+
+    Raises:
+        CRMTError: see above.
+    """
+    from ray.tune import TuneError
+
+    try:
+        tuner.fit()
+    except (TuneError, CRMTError, OSError) as error:
+        tunes, _, what = first_line(error).rpartition("CRMTError: ")  # in a callback, Tune keeps its text alone
+        if folder_at(run).local is not None or (isinstance(error, TuneError) and not tunes):
+            raise
+        raise CRMTError(f"{what}; go on with: {typed('sweep')} --resume {run}") from None
 
 
 def _quieten() -> None:
@@ -60,7 +92,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The reported value is ignored")  # a resumed trial repeats an epoch
 
 
-def _finish(run: Path, planned: int, console: Console) -> int:
+def _finish(run: Where, planned: int, console: Console) -> int:
     """Report and summary of what there is; 0 if a trial finished, 1 if none did, 130 if it was stopped."""
     from pipelines.reporting.build import build_report
     from pipelines.reporting.summary import print_summary

@@ -17,6 +17,7 @@ from crmt.errors import BadInputError, CRMTError
 from pipelines.config.run_config import RunConfig
 from pipelines.infra.entry import typed
 from pipelines.infra.ray_errors import first_line
+from pipelines.infra.storage import Folder, Where, folder_at
 from pipelines.runs.disk import watch_disk
 from pipelines.runs.live import LiveTable
 from pipelines.runs.results import ResultsStore
@@ -30,7 +31,13 @@ TRAINING, EVALUATION = "train", "evaluation"
 """The trial of each kind of run."""
 
 
-def run_training(config: RunConfig, folder: Path | None, resume: Path | None, address: str | None = None) -> Path:
+def run_training(
+    config: RunConfig,
+    folder: Path | None,
+    resume: Where | None,
+    address: str | None = None,
+    storage: Folder | None = None,
+) -> Where:
     """Train one model; returns the run's folder.
 
     Args:
@@ -38,13 +45,14 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
         folder: where a new run goes; None: runs/<dataset>-train-<time>.
         resume: the folder of the run that goes on.
         address: the address of a Ray cluster; None: one that runs on this machine, or else Ray is started here.
+        storage: the folder on a server in which a new run gets a folder of its own, instead of `folder`.
 
     Raises:
         BadInputError: settings or clips that cannot be used.
         CRMTError: training failed.
     """
     console = Console()
-    request = RunRequest("train", folder, resume, address)
+    request = RunRequest("train", folder, resume, address, storage=storage)
     with ExitStack() as held:
         prepared = prepare_run(config, request, console, held)
         assert prepared is not None
@@ -64,8 +72,13 @@ def run_training(config: RunConfig, folder: Path | None, resume: Path | None, ad
 
 
 def run_evaluation(
-    model: SavedModel, config: RunConfig, folder: Path | None, resume: Path | None, address: str | None = None
-) -> Path:
+    model: SavedModel,
+    config: RunConfig,
+    folder: Path | None,
+    resume: Where | None,
+    address: str | None = None,
+    storage: Folder | None = None,
+) -> Where:
     """Measure a saved model; returns the run's folder.
 
     τ̂ is estimated anew on training clips, standardised as the model's own training clips were.
@@ -77,12 +90,13 @@ def run_evaluation(
         resume: the folder of an evaluation that was stopped; clips that it had smoothed are not smoothed again.
         address: the address of a Ray cluster, whose workers then measure; None: this process measures, or, with more
             workers than one, a cluster on this machine.
+        storage: as in `run_training`.
 
     Raises:
         BadInputError: settings that cannot be used, or clips that the model cannot take.
     """
     console = Console()
-    request = RunRequest("evaluation", folder, resume, address, model.spec)
+    request = RunRequest("evaluation", folder, resume, address, model.spec, storage=storage)
     with ExitStack() as held:
         prepared = prepare_run(config, request, console, held)
         assert prepared is not None
@@ -99,18 +113,21 @@ def run_evaluation(
         return prepared.folder
 
 
-def load_saved(folder: Path, resume: Path | None = None, *, trust_code: bool = False) -> SavedModel:
+def load_saved(folder: Where, resume: Where | None = None, *, trust_code: bool = False) -> SavedModel:
     """The model that `folder` holds.
 
     Args:
-        folder: runs/NAME/models/TRIAL.
+        folder: runs/NAME/models/TRIAL, here or on a server.
         resume: the evaluation that goes on, which must be of this model.
         trust_code: import what the model's card names by path.
 
     Raises:
         BadInputError: not a saved model, or another one than that of the evaluation.
     """
-    model, spec, card = load_model(folder, trust_code=trust_code)
+    with folder_at(folder).here() as files:
+        if not list(files.glob("*")) and isinstance(folder, Folder):
+            raise BadInputError(f"{folder} is not the folder of a saved model: nothing lies there")
+        model, spec, card = load_model(files, trust_code=trust_code)
     if resume:
         stored = ResultsStore(resume / "results").read("trials", EVALUATION)
         if len(stored) and stored.weights_sha256.iloc[0] != card["weights_sha256"]:
@@ -141,7 +158,7 @@ def _one_trial(
     store.write("trials", trial_id, [updated_row(row, report, float(report.get("seconds", perf_counter() - started)))])
 
 
-def _show(run: Path, console: Console) -> None:
+def _show(run: Where, console: Console) -> None:
     from pipelines.reporting import build  # draws figures: not before there is something to show
     from pipelines.reporting.summary import print_summary
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
 from ray import cloudpickle, tune
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.search_generator import SearchGenerator
 
-from pipelines.infra.files import write_atomically
+from pipelines.infra.remote import location_of
+from pipelines.infra.storage import Where, folder_at
 from pipelines.runs.results import ResultsStore
 from pipelines.sweeps.loggers import loggers_of
 from pipelines.sweeps.prepare import PreparedRun
@@ -27,19 +28,22 @@ def tuner_of(prepared: PreparedRun, resume: bool) -> tune.Tuner:
         prepared: its settings, clips and folder.
         resume: whether to go on with what Tune left in that folder, if it left anything.
     """
-    config, run = prepared.config, prepared.folder
-    trainable = _trainable(prepared)
-    if resume and tune.Tuner.can_restore(str(run / TUNE)):
+    config, run = prepared.config, folder_at(prepared.folder)
+    trainable, filesystem = _trainable(prepared), run.patient
+    if resume and tune.Tuner.can_restore(run.path(TUNE), storage_filesystem=filesystem):
         _replace_noted(run)
         _relocate(run)
-        return tune.Tuner.restore(str(run / TUNE), trainable, resume_unfinished=True, resume_errored=True)
+        return tune.Tuner.restore(
+            run.path(TUNE), trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
+        )
     return tune.Tuner(
         trainable,
         param_space=search_space(config),
         tune_config=tune_config(config, prepared.plan),
         run_config=tune.RunConfig(
             name=TUNE,
-            storage_path=str(run),
+            storage_path=run.root,
+            storage_filesystem=filesystem,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
@@ -60,33 +64,40 @@ def _trainable(prepared: PreparedRun) -> Any:
     return tune.with_resources(bound, resources)
 
 
-def _replace_noted(run: Path) -> None:
+def _replace_noted(run: Where) -> None:
     """Put an empty folder in the place of every checkpoint of an unfinished trial that gave way to a later one.
 
     Tune insists on the checkpoint that it noted, at most 10 s before a kill; that one may be deleted by then.
     `TuneSession` takes the furthest state whatever Tune notes, and passes over empty folders.
     """
     trials = ResultsStore(run / "results").read("trials")
+    tune_folder = folder_at(run) / TUNE
     for trial_id in trials.trial_id[trials.status != "finished"]:
-        for folder in (run / TUNE).glob(f"tune_trial_{trial_id}_*"):
-            numbers = [int(found.name.rpartition("_")[2]) for found in folder.glob("checkpoint_*")]
+        for name in tune_folder.folders(f"tune_trial_{trial_id}_*"):
+            folder = tune_folder / name
+            found = folder.folders("checkpoint_*")
+            numbers = [int(checkpoint.rpartition("_")[2]) for checkpoint in found]
             for number in range(max(numbers, default=0)):
-                (folder / f"checkpoint_{number:06d}").mkdir(exist_ok=True)
+                if (gone := f"checkpoint_{number:06d}") not in found:
+                    folder.make_empty(gone)
 
 
-def _relocate(run: Path) -> None:
+def _relocate(run: Where) -> None:
     """Say to the search where the run lies now, when its folder was moved or copied.
 
     Tune tells the trials that it restores, but not the search, whose new trials would go to the old place.
     """
+    folder, where = folder_at(run) / TUNE, folder_at(run)
     for pattern in (BasicVariantGenerator.CKPT_FILE_TMPL, SearchGenerator.CKPT_FILE_TMPL):
-        file = max((run / TUNE).glob(pattern.format("*")), default=None)  # the newest, which alone Tune reads
-        state = cloudpickle.loads(file.read_bytes()) if file else {}
-        found = [storage for storage in _storages(state) if storage.storage_fs_path != str(run)]
+        file = max(folder.names(pattern.format("*")), default=None)  # the newest, which alone Tune reads
+        state = cloudpickle.loads(folder.read(file)) if file else {}
+        here = (where.root, None if where.local else where.location)
+        found = [s for s in _storages(state) if (s.storage_fs_path, location_of(s.storage_filesystem)) != here]
         for storage in found:
-            storage.storage_fs_path = str(run)
+            storage.storage_fs_path = where.root
+            storage.storage_filesystem = where.patient or LocalFileSystem()
         if file and found:
-            write_atomically(file, cloudpickle.dumps(state))
+            folder.write(file, cloudpickle.dumps(state), durable=False)
 
 
 def _storages(state: dict[str, Any]) -> list[Any]:

@@ -16,6 +16,7 @@ from crmt.precision import exact
 from crmt.predictions import Predictions, predict
 from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
+from pipelines.infra.storage import Where
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
 from pipelines.trials.certify import TrialClipStore
@@ -121,7 +122,7 @@ def _constants(model: MultiModalModel, config: RunConfig, clips: Clips, session:
 class SavedModel:
     """A saved model, as it travels to the workers that measure it."""
 
-    folder: Path
+    folder: Where
     """The folder that it was read from."""
     spec: ModelSpec
     weights: dict[str, Tensor]
@@ -137,7 +138,8 @@ class SavedModel:
     @property
     def identity(self) -> dict[str, Any]:
         """What a row of `trials` says about the saved model."""
-        return {"weights_sha256": self.card["weights_sha256"], "model": str(self.folder.resolve())}
+        where = self.folder.resolve() if isinstance(self.folder, Path) else self.folder
+        return {"weights_sha256": self.card["weights_sha256"], "model": str(where)}
 
 
 def evaluate_saved(

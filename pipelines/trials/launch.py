@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from pipelines.clips.prepare import ClipSource
 from pipelines.config.run_config import RunConfig, parse, with_values
 from pipelines.infra.code import use_in_worker
 from pipelines.infra.ray_errors import first_line
+from pipelines.infra.storage import folder_at
 from pipelines.runs.heartbeat import last_report
 from pipelines.runs.run_folder import TrialInput
 from pipelines.trials.sessions import LocalSession, Session, TuneSession, WorkerSession, device_of
@@ -125,7 +125,7 @@ def run_on_workers(
     from ray.train.v2.api.config import FailureConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    sweep = config.sweep
+    sweep, state = config.sweep, folder_at(given.run) / "workers"
     resources = {"CPU": sweep.cpus_per_worker}
     if sweep.gpus_per_worker:
         resources["GPU"] = sweep.gpus_per_worker
@@ -146,7 +146,8 @@ def run_on_workers(
         ),
         run_config=train.RunConfig(
             name=trial_id,
-            storage_path=str(Path(given.run) / "workers"),
+            storage_path=state.root,
+            storage_filesystem=state.patient,
             checkpoint_config=train.CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=sweep.max_failures, controller_failure_limit=1),
             callbacks=list(callbacks),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,14 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from crmt.checkpoint import load_state, save_state
+from crmt.checkpoint import STATE_CARD, load_state, save_state
 from crmt.errors import BadInputError
 from pipelines.clips.batches import Placement
-from pipelines.runs.heartbeat import (
-    Heartbeat,
-    _note_report,
-    heartbeat_path,
-)
+from pipelines.infra.storage import Where, folder_at, saving
+from pipelines.runs.heartbeat import Heartbeat, _note_report, heartbeat_path
 
 
 class Session(Protocol):
@@ -65,12 +61,12 @@ class LocalSession:
     """One worker in this very process; the state lies in the run folder."""
 
     trial_id: str
-    run: Path
+    run: Where
     place: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
         self._beat = Heartbeat(heartbeat_path(self.run, self.trial_id))
-        self._state = self.run / "state" / self.trial_id
+        self._state = folder_at(self.run) / "state" / self.trial_id
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return module
@@ -82,11 +78,12 @@ class LocalSession:
         _note_report(self.run, self.trial_id, metrics)
         if state is None:
             return
-        folder = self._state / f"checkpoint_{state['epoch']:06d}"
-        save_state(folder, state)
-        for before in self._state.glob("checkpoint_*"):  # not earlier: a kill in between must leave one whole
-            if before != folder:
-                shutil.rmtree(before)
+        name = f"checkpoint_{state['epoch']:06d}"
+        with saving(self._state / name, STATE_CARD) as folder:
+            save_state(folder, state)
+        for before in self._state.folders("checkpoint_*"):  # not earlier: a kill in between must leave one whole
+            if before != name:
+                self._state.remove_folder(before)
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
@@ -106,11 +103,13 @@ class TuneSession(LocalSession):
         """
         from ray import tune
 
-        own = Path(tune.get_context().get_storage().trial_fs_path)
+        storage = tune.get_context().get_storage()
+        own = Path(storage.trial_fs_path)
         handed = tune.get_checkpoint()
         if handed is not None and own not in Path(handed.path).parents:
-            return load_state(Path(handed.path))
-        return furthest_state(own)
+            with handed.as_directory() as folder:
+                return load_state(Path(folder))
+        return furthest_state(folder_at(self.run) / storage.experiment_dir_name / storage.trial_dir_name)
 
     def report(self, metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
         from ray import tune
@@ -128,7 +127,7 @@ class WorkerSession:
     """One of several Ray Train workers of a trial."""
 
     trial_id: str
-    run: Path
+    run: Where
     place: Placement
 
     def __post_init__(self) -> None:
@@ -170,12 +169,13 @@ class WorkerSession:
             self._beat(phase, fraction)
 
 
-def furthest_state(trial: Path) -> dict[str, Any] | None:
+def furthest_state(trial: Where) -> dict[str, Any] | None:
     """The whole checkpoint with the most epochs in a trial's folder; one that a kill cut off is passed over."""
-    found = []
-    for folder in trial.glob("checkpoint_*"):
+    folder, found = folder_at(trial), []
+    for name in folder.folders("checkpoint_*"):
         try:
-            found.append(load_state(folder))
+            with (folder / name).here() as checkpoint:
+                found.append(load_state(checkpoint))
         except (BadInputError, OSError):
             continue
     return max(found, key=lambda state: int(state["epoch"]), default=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from crmt.attacks import Ball, pgd
 from crmt.certificates import for_step2
-from crmt.checkpoint import save_model
+from crmt.checkpoint import CARD, save_model
 from crmt.fit import FitSettings, fit
 from crmt.gradients import GradientConstants
 from crmt.heads import OrthogonalHead
@@ -25,6 +24,7 @@ from crmt.precision import computing, exact
 from crmt.predictions import Predictions
 from pipelines.clips.batches import Clips
 from pipelines.config.run_config import RunConfig
+from pipelines.infra.storage import folder_at, saving
 from pipelines.runs.results import ResultsStore
 from pipelines.runs.run_folder import TrialInput
 from pipelines.trials.evaluation import TrialEvaluation, stage_of, write_rows
@@ -232,7 +232,6 @@ class _Trial:
     ) -> dict[str, Any]:
         if self.session.place.rank:
             return {}
-        folder = Path("models") / self.session.trial_id
         card = {
             "method": self.config.train.method,
             "stage": stage_of(self.config.training_method()),
@@ -243,8 +242,9 @@ class _Trial:
             "tau": constants.tau.tolist(),
             "tau_samples": constants.samples,
         }
-        digest = save_model(self.given.run / folder, model, spec, json.loads(json.dumps(card)))
-        return {"weights_sha256": digest, "model": str(folder)}
+        with saving(folder_at(self.given.run) / "models" / self.session.trial_id, CARD) as folder:
+            digest = save_model(folder, model, spec, json.loads(json.dumps(card)))
+        return {"weights_sha256": digest, "model": f"models/{self.session.trial_id}"}
 
 
 def model_at(model: MultiModalModel, state: dict[str, Any] | None) -> MultiModalModel:

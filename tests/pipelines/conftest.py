@@ -13,6 +13,8 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 import pytest
 import ray
 
+from pipelines.infra.storage import Folder, folder_at
+from tests.pipelines.s3 import S3, s3_server
 from tests.pipelines.small import Decoded, Small, make_decoded, make_small
 
 
@@ -42,6 +44,19 @@ def small(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def decoded(small: Small) -> Decoded:
     """Those clips as arrays."""
     return make_decoded(small)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    """A server that speaks S3, with a bucket `clips`."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def run(s3: S3, request: pytest.FixtureRequest) -> Folder:
+    """The folder of a run on that server."""
+    return folder_at(s3.uri("clips/runs")) / request.node.name
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from crmt.errors import BadInputError, CRMTError
@@ -35,59 +32,10 @@ from pipelines.infra.storage import Folder, folder_at, holds_secret, write_remot
 from pipelines.sources import manifest
 from pipelines.sources.index import ClipIndex
 from tests.pipelines.media import bad_files, make_media
+from tests.pipelines.s3 import S3
 from tests.pipelines.small import NAMES, Small, one_line
 
 AUDIO = {"sample_rate": 8000, "seconds": 1.0, "n_fft": 512, "window": 400, "hop": 166, "mels": 16, "frames": 40}
-
-
-@dataclass
-class S3:
-    """A server that speaks S3, with one bucket, and the requests that it got."""
-
-    address: str
-    requests: list[str] = field(default_factory=list)
-
-    def uri(self, path: str) -> str:
-        return f"s3://{path}?endpoint_override={self.address}&scheme=http"
-
-    def during(self, work: Callable[[], Any]) -> list[str]:
-        """Method and path of what `work` asked for."""
-        before = len(self.requests)
-        work()
-        return self.requests[before:]
-
-    def open(self) -> fs.FileSystem:
-        return fs.FileSystem.from_uri(self.uri("clips"))[0]
-
-
-class _Log(logging.Handler):
-    def __init__(self, requests: list[str]) -> None:
-        super().__init__()
-        self.requests = requests
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if " HTTP/1.1" in message:
-            for method in ("GET", "PUT", "POST", "HEAD", "DELETE"):
-                if f"{method} /" in message:
-                    self.requests.append(message[message.index(f"{method} /") :].split(" HTTP/")[0])
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    found = S3(f"{host}:{port}")
-    log, handler = logging.getLogger("werkzeug"), _Log(found.requests)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    filesystem = fs.FileSystem.from_uri(found.uri("clips") + "&allow_bucket_creation=true")[0]
-    filesystem.create_dir("clips")
-    yield found
-    log.removeHandler(handler)
-    server.stop()
 
 
 @pytest.fixture(scope="module")

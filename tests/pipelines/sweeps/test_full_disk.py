@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 from ray import cloudpickle
 
 from pipelines import sweep
@@ -36,7 +37,11 @@ def trial_of(run: Path, error: Exception | None = None) -> SimpleNamespace:
     file = run / "error.pkl"
     file.write_bytes(cloudpickle.dumps(error))
     return SimpleNamespace(
-        trial_id="a", config={"train.lr": 0.1}, path=str(run / "tune" / "a"), pickled_error_file=str(file)
+        trial_id="a",
+        config={"train.lr": 0.1},
+        path=str(run / "tune" / "a"),
+        pickled_error_file=str(file),
+        storage=SimpleNamespace(storage_filesystem=LocalFileSystem()),
     )
 
 

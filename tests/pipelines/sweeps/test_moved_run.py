@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 from ray import cloudpickle, tune
 from ray.tune.experiment import Experiment
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
@@ -21,7 +22,9 @@ from tests.pipelines.small import TINY
 
 def trial_in(run: Path, trial_id: str) -> SimpleNamespace:
     """As Tune shows a trial to its callbacks."""
-    return SimpleNamespace(trial_id=trial_id, config={"train.lr": 0.1}, path=str(run / "tune" / trial_id))
+    storage = SimpleNamespace(storage_filesystem=LocalFileSystem())
+    path = str(run / "tune" / trial_id)
+    return SimpleNamespace(trial_id=trial_id, config={"train.lr": 0.1}, path=path, storage=storage)
 
 
 def statuses(run: Path) -> dict[str, str]:
