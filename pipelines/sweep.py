@@ -28,6 +28,7 @@ from pipelines.command import (
     storage_of,
 )
 from pipelines.infra.entry import typed
+from pipelines.infra.files import check_ours
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -44,6 +45,9 @@ def arguments() -> argparse.ArgumentParser:
         const="latest",
         metavar="RUN",
         help="go on with a sweep, by its folder or URI; default: the newest",
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="--resume: also where other users may have written to the run's folder"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would run and what it needs, and stop")
     fields = parser.add_argument(
@@ -76,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pipelines.sweeps.run import run_sweep
 
             run = latest_run() if options.resume == "latest" else run_at(options.resume, "--resume")
+            if isinstance(run, Path) and (run / "tune").is_dir() and not options.trust:
+                check_ours(run / "tune")
             return run_sweep(importing(read_card(run)[1], options.code), None, run, options.dry_run, options.address)
         config = config_from(options, {"sweep.trials": options.trials, "sweep.workers": options.workers})
         if options.trials and config.search and config.sweep.algorithm in ("grid", "points"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,24 @@ def write_atomically(path: Path, data: str | bytes, durable: bool = False) -> No
     """
     with atomic_file(path, durable) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def check_ours(folder: Path) -> None:
+    """Refuse a folder with files that another user may have written: what unpickles one runs its writer's code.
+
+    Args:
+        folder: looked at with all that lies below it.
+
+    Raises:
+        BadInputError: names the first such file, and how to say that it is trusted.
+    """
+    for path in (folder, *sorted(folder.rglob("*"))):
+        found = path.lstat()
+        if found.st_uid != os.geteuid() or (found.st_mode & stat.S_IWOTH and not path.is_symlink()):
+            raise BadInputError(
+                f"{path} is another user's, or may be written by others, and going on with a sweep unpickles such "
+                "files, which runs the code of whoever wrote them: add --trust if you trust all who may write there"
+            )
 
 
 def check_place(folder: Path | None) -> None:
