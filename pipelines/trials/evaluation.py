@@ -31,7 +31,7 @@ def stage_of(method: Method | type[Method]) -> str:
 
 @dataclass(frozen=True)
 class TrialEvaluation:
-    """A trained model with what its measures need: τ̂ and the scores of the training split, all ranks together."""
+    """A trained model with what its measures need: τ̂ and the scores of the training split."""
 
     config: RunConfig
     given: TrialInput
@@ -39,8 +39,8 @@ class TrialEvaluation:
     session: Session
     model: MultiModalModel
     constants: GradientConstants
-    training: Predictions
-    """Cached scores, on the CPU: what step 2 works on."""
+    training: Predictions | None
+    """Cached scores of all training clips, on the CPU: what step 2 works on. On rank 0 alone: they can be large."""
 
     @staticmethod
     def of(
@@ -59,7 +59,8 @@ class TrialEvaluation:
             constants = _constants(model, config, clips, session)
             counter = Counter.of(session.progress, "training scores", clips, "train")
             mine = predict(model, clips.ordered("train"), counter, missing=False)
-        training = Predictions.concatenated(session.gather(mine))
+        parts = session.collect(mine)
+        training = Predictions.concatenated(parts) if parts else None
         return TrialEvaluation(config, given, clips, session, model, constants, training)
 
     def measure(
@@ -76,7 +77,8 @@ class TrialEvaluation:
         session = self.session
         stored = TrialClipStore(ResultsStore(self.given.run / "results"), session.trial_id, session.place.rank)
         measurement = Measurement(self.config, self.clips, session.gather, session.progress, stored=stored)
-        reference = self.training.mean_contributions(self.model.head)
+        mine = None if self.training is None else self.training.mean_contributions(self.model.head)
+        reference = session.shared(mine)
         measured = measurement(self.model, self.constants, reference, stage, final, balls=balls)
         write_rows(self.given, session, "metrics", measured.metrics + (more or []), stage)
         write_rows(self.given, session, "curves", measured.curves, stage)

@@ -46,6 +46,14 @@ class Session(Protocol):
         """The values of all ranks, in their order; every rank gets them."""
         ...
 
+    def collect(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order, on rank 0; nothing on the others, to which much would travel."""
+        ...
+
+    def shared(self, value: Any) -> Any:
+        """Rank 0's value, on all ranks."""
+        ...
+
     def progress(self, phase: str, fraction: float) -> None:
         """Tell how far a phase is.
 
@@ -87,6 +95,12 @@ class LocalSession:
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
+
+    def collect(self, value: Any) -> list[Any]:
+        return [value]
+
+    def shared(self, value: Any) -> Any:
+        return value
 
     def progress(self, phase: str, fraction: float) -> None:
         self._beat(phase, fraction)
@@ -163,6 +177,16 @@ class WorkerSession:
         gathered: list[Any] = [None] * self.place.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def collect(self, value: Any) -> list[Any]:
+        gathered: list[Any] | None = None if self.place.rank else [None] * self.place.world_size
+        dist.gather_object(value, gathered, dst=0)
+        return gathered or []
+
+    def shared(self, value: Any) -> Any:
+        given = [value]
+        dist.broadcast_object_list(given, src=0)
+        return given[0]
 
     def progress(self, phase: str, fraction: float) -> None:
         if self.place.rank == 0:

@@ -176,11 +176,14 @@ class _Trial:
         return values
 
     def _step2(
-        self, model: MultiModalModel, training: Predictions, constants: GradientConstants, report: dict[str, Any]
+        self, model: MultiModalModel, training: Predictions | None, constants: GradientConstants, report: dict[str, Any]
     ) -> Rows:
         """Set the integration weights and validate again; returns what changed, as rows of metrics.
 
         The radius that is maximised is a sound certificate's where the configuration asks for one that allows it.
+
+        Args:
+            training: scores of the training clips; None on ranks that wait for the one that has them.
         """
         settings = self.config.train.step2
         head = model.head
@@ -188,19 +191,22 @@ class _Trial:
         counter = Counter(self.session.progress, "step 2", settings.steps)
         with exact(self.session.place.device):
             certificate, maximised = for_step2(self.config.certificates(), model, constants.tau.cpu())
-        found = optimise_integration(
-            training.scores,
-            training.labels,
-            head.bias.cpu(),
-            maximised.tau,
-            head.integration.cpu(),
-            objective=settings.objective,
-            steps=settings.steps,
-            lr=settings.lr,
-            pair=maximised.pair,
-            seed=self.config.train.seed,
-            progress=counter,
-        )
+        mine = None
+        if training is not None:
+            mine = optimise_integration(
+                training.scores,
+                training.labels,
+                head.bias.cpu(),
+                maximised.tau,
+                head.integration.cpu(),
+                objective=settings.objective,
+                steps=settings.steps,
+                lr=settings.lr,
+                pair=maximised.pair,
+                seed=self.config.train.seed,
+                progress=counter,
+            )
+        found, clips = self.session.shared((mine, 0 if training is None else len(training.labels)))
         self.session.progress("step 2: validation", 0.0)
         head.set_integration(found.weights.to(head.bias.device))
         before = {k: report[k] for k in ("val_accuracy", "val_robust_accuracy") if k in report}
@@ -213,13 +219,12 @@ class _Trial:
         radii = {"step1": found.mean_radius_before, "step2": found.mean_radius_after}
         accuracies = {"step1": before, "step2": {k: report[k] for k in before}}
         for stage, radius in radii.items():
-            n = len(training.labels)
             mean = {
                 "split": "train",
                 "name": "train_mean_radius",
                 "value": radius,
                 "certificate": certificate.name,
-                "n": n,
+                "n": clips,
             }
             rows.append({"stage": stage, **mean})
             rows += [

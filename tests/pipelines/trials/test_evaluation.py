@@ -70,6 +70,13 @@ class ThreadSession(LocalSession):
         assert self.ranks is not None
         return self.ranks.of(self.place.rank)(value)
 
+    def collect(self, value: Any) -> list[Any]:
+        gathered = self.gather(value)
+        return gathered if self.place.rank == 0 else []
+
+    def shared(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
     def progress(self, phase: str, fraction: float) -> None:
         if self.place.rank == 0:  # as of workers: the file is one
             super().progress(phase, fraction)
