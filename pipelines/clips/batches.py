@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import torch
 
 from crmt.errors import BadInputError
@@ -84,24 +85,26 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
         BadInputError: the cache holds no clip.
     """
     metas = {m: cache.modalities[m] for m in names}
-    masks = [present_column(m) for m in names]
     columns = [*_READ_COLUMNS, *names]
     import ray.data
 
-    dataset = ray.data.read_parquet(list(cache.parts), filesystem=cache.folder.filesystem, columns=columns)
+    parts, filesystem = list(cache.parts), cache.folder.filesystem
+    listed = pyarrow.dataset.dataset(parts, filesystem=filesystem, format="parquet").to_table(columns=["id"])
+    ids = np.sort(np.asarray(listed["id"].to_pylist(), dtype=str))
+    if not len(ids):
+        raise BadInputError(f"no clip of {cache.name!r} could be decoded: see the quarantine in {cache.folder}")
+    dataset = ray.data.read_parquet(parts, filesystem=filesystem, columns=columns)
     decoded = dataset.map_batches(partial(_decode_with_split, metas=metas), batch_format="pyarrow")
     batches = cast(Iterator[dict[str, np.ndarray]], iter(decoded.iter_batches(batch_size=None, batch_format="numpy")))
-    parts = [b for b in batches if len(b["id"])]
-    if not parts:
-        raise BadInputError(f"no clip of {cache.name!r} could be decoded: see the quarantine in {cache.folder}")
-    whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
-    order = np.argsort(whole["id"].astype(str), kind="stable")
-    return ClipTable(
-        ids=whole["id"].astype(str)[order],
-        labels=whole["label"][order],
-        splits=whole["split"].astype(str)[order],
-        arrays={key: whole[key][order] for key in (*names, *masks)},
-    )
+    whole: dict[str, np.ndarray] = {}
+    for batch in batches:  # each goes to its place and is forgotten: a set is as large as a node's memory allows
+        rows = np.searchsorted(ids, batch["id"].astype(str))
+        for key in batch.keys() - {"id"}:
+            if key not in whole:
+                whole[key] = np.empty((len(ids), *batch[key].shape[1:]), batch[key].dtype)
+            whole[key][rows] = batch[key]
+    arrays = {key: whole[key] for key in (*names, *map(present_column, names))}
+    return ClipTable(ids, whole["label"], whole["split"].astype(str), arrays)
 
 
 def _decode_with_split(table: pa.Table, metas: dict[str, ModalityMeta]) -> dict[str, np.ndarray]:
