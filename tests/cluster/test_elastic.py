@@ -20,7 +20,7 @@ from pipelines.runs.results import ResultsStore
 from pipelines.sweeps.preflight import plan_sweep
 from tests.pipelines.small import Small
 
-EPOCHS = 400
+EPOCHS = 90
 
 
 def test_every_number_of_workers_must_share_a_batch(small: Small) -> None:

@@ -20,7 +20,10 @@ from tests.pipelines.small import Decoded, Small, make_decoded, make_small
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Ray with 2 CPUs in this process's own cluster."""
+    """Ray with 2 CPUs in this process's own cluster, one for all folders of tests that have this fixture."""
+    if ray.is_initialized():
+        yield
+        return
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield

@@ -68,8 +68,9 @@ def test_waiting_is_the_time_until_an_item_is_there(monkeypatch: pytest.MonkeyPa
     assert waiting.given == 1
 
 
-def test_a_trials_metrics_are_served_by_its_node(small: Small, out: Path) -> None:
+def test_a_trials_metrics_are_served_by_its_node(small: Small, tmp_path: Path) -> None:
     """As Prometheus reads them, once a sweep has run on this machine's cluster."""
+    out = tmp_path / "told"  # no other test's run has this name
     config = small.file(out.with_suffix(".json"), search={"train.lr": {"choice": [0.05]}}, sweep={"trials": 1})
     assert sweep.main(["--dataset", "manifest", "--config", str(config), "--out", str(out)]) == 0
     wanted = [*(f"ray_{name}_total" for name in ("crmt_batches", "crmt_clips_trained", "crmt_training_seconds"))]
