@@ -49,10 +49,8 @@ def build_report(run: Where, out: Path | None = None) -> Where:
 
 def write_tables(data: RunData, folder: Path) -> None:
     """Every table of the run, the summary and the budget grid as CSV."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tables = {**data.tables, "summary": data.summary}
-    if has_product(data):
-        tables["product"] = product_table(data)
+    product_tables = {"product": product_table(data)} if has_product(data) else {}
+    tables = {**data.tables, "summary": data.summary, **product_tables}
     for name, table in tables.items():
         # pyarrow: a big run has millions of radii, which pandas would write for minutes
         pyarrow.csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), folder / f"{name}.csv")

@@ -254,8 +254,7 @@ def load_run(run: Where) -> RunData:
     Raises:
         BadInputError: `run` is not the folder of a run.
     """
-    store = open_store(run)
-    return from_store(store, run=run, provenance=_read_provenance(run))
+    return from_store(open_store(run), run=run, provenance=_read_provenance(run))
 
 
 def _read_provenance(run: Where) -> dict[str, Any]:

@@ -67,8 +67,7 @@ def print_summary(run: Where, console: Console, page: Where | None = None) -> No
         console.print(escape(f"{row.trial_id} failed: {reason}"), style="red", highlight=False)
     for sentence in refuted(data):  # last, where it is seen
         console.print(escape(f"ALARM: a sound certificate was refuted: {sentence}"), style="bold red", highlight=False)
-    if page is None and folder_at(run).has(PAGE):
-        page = run / PAGE
+    page = page or (run / PAGE if folder_at(run).has(PAGE) else None)
     if page is not None:
         console.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
 

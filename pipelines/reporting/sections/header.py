@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from pipelines.infra.storage import folder_at
 from pipelines.reporting.data import RunData, has_product
 from pipelines.reporting.render import STATUSES, render
 from pipelines.reporting.sections.audit import refuted
@@ -36,7 +35,7 @@ def header(data: RunData) -> Markup:
     return render(
         "header",
         data,
-        name=str(card.get("name") or folder_at(data.run).name),
+        name=str(card.get("name") or data.run.name),
         methods=methods,
         refuted=refuted(data),
         outcome=outcome(data),
