@@ -28,6 +28,7 @@ from pipelines.config.run_config import RunConfig, with_values
 from pipelines.infra.nodes import Cluster, Resources, cluster_now, counted, resources_text
 from pipelines.runs.disk import RESERVED_BYTES
 from pipelines.sweeps.encoder_checks import check_certified, check_encoder
+from pipelines.trials.launch import DRIVER_BYTES
 
 _MINIMUM_FREE = 2**30
 _MOST_INPUT_CPUS = 16
@@ -289,6 +290,8 @@ def plan_sweep(config: RunConfig, mode: str | None = None, folder: Path | None =
     needs, cluster = needs_of(config, mode or config.data.mode), cluster_now()
     room = cluster.room(needs.workers_on)
     fitting = max(room // config.sweep.most_workers, int(room >= config.sweep.fewest_workers))
+    if config.sweep.most_workers > 1:  # each has a process on the head that waits for its workers
+        fitting = min(fitting, int(cluster.head.get("memory", math.inf) // DRIVER_BYTES))
     trials = config.sweep.trials
     if not config.search:
         trials = 1

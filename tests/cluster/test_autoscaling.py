@@ -15,7 +15,9 @@ from crmt.errors import BadInputError
 from pipelines import sweep
 from pipelines.infra.nodes import Cluster, NodeType, cluster_now, read_node_types
 from pipelines.runs.results import ResultsStore
+from pipelines.sweeps import preflight
 from pipelines.sweeps.preflight import plan_sweep, with_resources
+from pipelines.trials.launch import DRIVER_BYTES
 from tests.cluster.fake import FakeCluster, fake_cluster
 from tests.pipelines.small import Small
 
@@ -83,6 +85,15 @@ def test_a_plan_counts_nodes_that_may_come(small: Small, tmp_path: Path, monkeyp
     sweep_section = with_resources(small.config(sweep={"cpus_per_worker": 2})).sweep
     assert sweep_section.gpus_per_worker == 1 and sweep_section.input_cpus == 14
     assert cluster_now().head
+
+
+def test_trials_that_wait_for_workers_do_not_pile_up_on_the_head(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = {"train.lr": {"uniform": [0.01, 0.1]}}
+    nodes = tuple({"CPU": 8.0} for _ in range(64))
+    head = {"node:__internal_head__": 1.0, "memory": 20 * DRIVER_BYTES + 1.0}
+    monkeypatch.setattr(preflight, "cluster_now", lambda: Cluster((head, *nodes), head))
+    assert plan_sweep(small.config(search=search, sweep={"workers": 2, "trials": 99})).concurrent == 20
+    assert plan_sweep(small.config(search=search, sweep={"trials": 99})).concurrent == 99  # they are workers themselves
 
 
 def test_a_busy_cluster_is_said_to_be_busy(small: Small) -> None:
