@@ -1,6 +1,6 @@
 """Rows 1 and 2 of the benchmarks: clips in a second of one core, from files to Parquet and from Parquet to batches.
 
-    python benchmarks/input_rows.py [--rounds 3]
+    python -m benchmarks.input_rows [--rounds 3]
 
 At the settings of tune_configs/vggsound.yaml, with clips of 10 s that are made here (320 x 240, 25 frames a second,
 H.264 and AAC). What counts is processor time, of this process and of all that it started, Ray's servers and workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_what_the_readme_names_exists() -> None:
         assert (ROOT / script).exists(), script
     for target in set(re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_every_benchmark_that_the_readme_names_starts() -> None:
+    found = set(re.findall(r"python (-m benchmarks[\w.]*|benchmarks/\w+\.py)", README))
+    assert len(found) >= 6
+    for name in sorted(found):
+        words = name.split() if name.startswith("-m") else [str(ROOT / name)]
+        done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "usage" in done.stdout, done.stderr[-1000:]
 
 
 def test_requirements_are_exact_and_install_the_project() -> None:
