@@ -53,7 +53,7 @@ LIGHT: dict[str, Any] = {
     "certify.audit_samples": 0,
 }
 """Four trials of CRMT-JT that measure little."""
-START_UP = "import torch, ray; ray.init(include_dashboard=False, log_to_driver=False, logging_level='ERROR')"
+START_UP = "import torch, ray; ray.init('local', include_dashboard=False, log_to_driver=False, logging_level='ERROR')"
 
 
 def demo(**changes: Any) -> RunConfig:

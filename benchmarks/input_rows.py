@@ -316,7 +316,7 @@ def workplace() -> Iterator[Path]:
     own = not ray.is_initialized()
     with tempfile.TemporaryDirectory(prefix="i-") as name, contextlib.redirect_stderr(io.StringIO()):
         if own:
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+            ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
         try:
             yield Path(name)
         finally:
