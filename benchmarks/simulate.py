@@ -51,8 +51,8 @@ class Scale:
     """MB of a clip in the cache (the same)"""
     train_rate: float = 1200.0
     """clips trained a second and GPU: a plain loop, ResNet-18 pair, fp32, one H100"""
-    batch_rate: float = 95.0
-    """clips made into batches a second and core, streamed at VGGSound's settings (3 frames by simplejpeg, and sound)"""
+    batch_rate: float = 140.0
+    """clips made into batches a second and core, streamed, VGGSound's settings (benchmarks --rows 2: 134 and 145)"""
     measure_share: float = 0.5
     """time to measure a trial, over the time to train it"""
     shard_clips: int = 64
@@ -60,7 +60,7 @@ class Scale:
     state_megabytes: float = 180.0
     """a ResNet-18 pair's weights and momentum"""
     files: int = 20
-    """files that a trial leaves in the run's folder"""
+    """files that a trial leaves in the run's folder (make demo: 19, with Tune's own logs)"""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -24,22 +25,22 @@ from tests.pipelines.media import make_media
 from tests.pipelines.s3 import S3, Wire, s3_server
 from tests.pipelines.small import TINY, merged
 
-EPOCHS, EVERY, TRIALS = 24, 4, 2
+EPOCHS, EVERY, TRIALS = 120, 4, 2
 AWAY_SECONDS = 30
 pytestmark = pytest.mark.slow
 STARTED: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture(autouse=True)
-def leave_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ends what a failing test would leave running."""
+def leave_nothing(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends what a failing test would leave running, before its server goes: what is written late would be kept."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     yield
     for process in STARTED:
         if process.poll() is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
     STARTED.clear()
 
 
