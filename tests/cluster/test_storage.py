@@ -25,7 +25,7 @@ from tests.pipelines.media import make_media
 from tests.pipelines.s3 import S3, Wire, s3_server
 from tests.pipelines.small import TINY, merged
 
-EPOCHS, EVERY, TRIALS = 120, 4, 2
+EPOCHS, EVERY, TRIALS = 60, 4, 2
 AWAY_SECONDS = 30
 pytestmark = pytest.mark.slow
 STARTED: list[subprocess.Popen[str]] = []

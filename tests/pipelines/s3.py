@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,8 @@ def s3_server(bucket: str = "clips") -> Iterator[S3]:
         yield found
     finally:
         log.removeHandler(handler)
+        # what moto holds is one for all servers of a process, the next one among them
+        urllib.request.urlopen(urllib.request.Request(f"http://{found.address}/moto-api/reset", method="POST")).close()
         server.stop()
 
 
