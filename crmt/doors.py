@@ -150,8 +150,7 @@ class Door:
         Raises:
             BadInputError: no such part, with the nearest name of ours.
         """
-        if not isinstance(name, str):
-            check_kind(f"the name of {self.what}", name, str, f"one of {', '.join(self.names())}")
+        check_kind(f"the name of {self.what}", name, str, f"one of {', '.join(self.names())}")
         if is_path(name):
             return import_path(name, self.what)
         self.check(name)

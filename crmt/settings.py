@@ -78,11 +78,12 @@ def check_ranges(part: Any, section: str) -> None:
         BadInputError: names the setting, its value and its range.
     """
     for one in fields(part):
-        limits, value = one.metadata.get("range"), getattr(part, one.name)
-        if limits is not None and value is not None and not limits.holds(value):
-            raise BadInputError(
-                f"{one.name} must be a finite number {limits}, not {value}: change {section}.{one.name}"
-            )
+        limits, given = one.metadata.get("range"), getattr(part, one.name)
+        for value in given.values() if isinstance(given, Mapping) else [given]:
+            if limits is not None and value is not None and not limits.holds(value):
+                raise BadInputError(
+                    f"{one.name} must be a finite number {limits}, not {value}: change {section}.{one.name}"
+                )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Protocol, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 import torch
 
 from crmt.errors import BadInputError
@@ -88,12 +87,10 @@ def read_table(cache: ClipCache, names: Sequence[str]) -> ClipTable:
     columns = [*_READ_COLUMNS, *names]
     import ray.data
 
-    parts, filesystem = list(cache.parts), cache.folder.filesystem
-    listed = pyarrow.dataset.dataset(parts, filesystem=filesystem, format="parquet").to_table(columns=["id"])
-    ids = np.sort(np.asarray(listed["id"].to_pylist(), dtype=str))
+    ids = np.sort(cache.listed()["id"].to_numpy().astype(str))
     if not len(ids):
         raise BadInputError(f"no clip of {cache.name!r} could be decoded: see the quarantine in {cache.folder}")
-    dataset = ray.data.read_parquet(parts, filesystem=filesystem, columns=columns)
+    dataset = ray.data.read_parquet(list(cache.parts), filesystem=cache.folder.filesystem, columns=columns)
     decoded = dataset.map_batches(partial(_decode_with_split, metas=metas), batch_format="pyarrow")
     batches = cast(Iterator[dict[str, np.ndarray]], iter(decoded.iter_batches(batch_size=None, batch_format="numpy")))
     whole: dict[str, np.ndarray] = {}

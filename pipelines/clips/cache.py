@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from crmt.errors import CRMTError
 from pipelines.clips.contents import made_of
 from pipelines.clips.kinds import Kind, ModalityMeta
 from pipelines.config.schema import DataConfig
 from pipelines.infra.entry import typed
-from pipelines.infra.storage import Folder
+from pipelines.infra.storage import READERS, Folder
 from pipelines.sources.index import ClipIndex
 
 CARD, QUARANTINE_FILE = "cache.json", "quarantine.csv"
@@ -60,6 +63,13 @@ class ClipCache:
         """Modality to the decoded clips that lack it, of all splits; without those that none lacks."""
         totals = {m: sum(splits.values()) for m, splits in self.missing.items()}
         return {m: total for m, total in totals.items() if total}
+
+    def listed(self) -> pd.DataFrame:
+        """`id`, `split` and `part` (its position in `parts`) of every decoded clip, read without the clips' bytes."""
+        read = partial(pq.read_table, columns=["id", "split"], filesystem=self.folder.filesystem)
+        with ThreadPoolExecutor(READERS) as pool:  # a remote cache takes a request for every part
+            tables = [table.to_pandas().assign(part=i) for i, table in enumerate(pool.map(read, self.parts))]
+        return pd.concat(tables, ignore_index=True)
 
 
 def cache_key(index: ClipIndex, data: DataConfig, modalities: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ and only these decoded in the process that trains, by threads: decoders leave Py
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -30,7 +29,7 @@ from pipelines.clips.random_choices import RandomChoices
 from pipelines.clips.rows import Encoded, present_column
 from pipelines.clips.stored import Each
 from pipelines.clips.transform import Transform
-from pipelines.infra.storage import READERS, Folder
+from pipelines.infra.storage import Folder
 
 READ_TASK_CPUS = 0.25
 READ_CPUS = 2 * READ_TASK_CPUS
@@ -56,11 +55,8 @@ class StreamIndex:
 
     @staticmethod
     def of(cache: ClipCache, names: Sequence[str]) -> StreamIndex:
-        read = partial(pq.read_table, columns=["id", _SPLIT], filesystem=cache.folder.filesystem)
-        with ThreadPoolExecutor(READERS) as pool:  # a remote cache takes a request for every part
-            parts = [table.to_pandas().assign(part=i) for i, table in enumerate(pool.map(read, cache.parts))]
         metas = {m: cache.modalities[m] for m in names}
-        return StreamIndex(cache.folder, cache.parts, metas, pd.concat(parts, ignore_index=True))
+        return StreamIndex(cache.folder, cache.parts, metas, cache.listed())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from crmt.errors import BadInputError
 from pipelines.config.hints import nearest
-from pipelines.config.run_config import SEARCHED, RunConfig, field_paths
+from pipelines.config.run_config import SEARCHED, RunConfig, all_fields, value_at
 from pipelines.config.trial_schema import METHOD_DECLARATIONS
 
 _NAMES: dict[Any, str] = {str: "text", bool: "true | false", Path: "path", Any: "anything", NoneType: "null"}
@@ -61,13 +61,13 @@ def words_of_fields(path: str = "") -> list[FieldWords]:
     Raises:
         BadInputError: no such field or section, with the nearest.
     """
-    known = list(field_paths())
+    known = all_fields()
     chosen = [p for p in known if not path or p == path or p.startswith(f"{path}.")]
     if not chosen:
         sections = dict.fromkeys(p.rpartition(".")[0] for p in known if "." in p)
         raise BadInputError(f"unknown configuration field {path!r}.{nearest(path, [*known, *sections])}")
-    found, defaults = _fields(RunConfig), RunConfig().model_dump(mode="json")
-    return [_words(p, found[p], _at(defaults, p)) for p in chosen]
+    defaults = RunConfig()
+    return [_words(p, known[p], value_at(defaults, p)) for p in chosen]
 
 
 def print_fields(path: str, console: Console) -> None:
@@ -113,23 +113,6 @@ def _taken(path: str) -> tuple[Taken, ...]:
             setting = declaration.settings[name]
             groups.setdefault((_yaml(setting.default), setting.meaning), []).append(method)
     return tuple(Taken(tuple(names), yaml.safe_load(said), text) for (said, text), names in groups.items())
-
-
-def _fields(section: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Dotted path to field, of every level."""
-    found: dict[str, FieldInfo] = {}
-    for name, field in section.model_fields.items():
-        found[prefix + name] = field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= _fields(field.annotation, f"{prefix}{name}.")
-    return found
-
-
-def _at(values: Mapping[str, Any], path: str) -> Any:
-    value: Any = values
-    for name in path.split("."):
-        value = value[name]
-    return value
 
 
 def _yaml(value: Any) -> str:

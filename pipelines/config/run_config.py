@@ -8,6 +8,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from crmt.doors import METHODS, is_path, split_arguments
 from crmt.errors import BadInputError
@@ -177,16 +178,21 @@ def effective_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
     return {p: None if p.removeprefix("train.") in others else v for p, v in params.items()}
 
 
-def field_paths(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """Every dotted path of the schema with its annotation."""
-    paths: dict[str, Any] = {}
+def all_fields(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every dotted path of the schema with its field; sections are none themselves."""
+    found: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, Section):
-            paths.update(field_paths(annotation, f"{prefix}{name}."))
+            found |= all_fields(annotation, f"{prefix}{name}.")
         else:
-            paths[prefix + name] = annotation
-    return paths
+            found[prefix + name] = field
+    return found
+
+
+def field_paths() -> dict[str, Any]:
+    """Every dotted path of the schema with its annotation."""
+    return {path: field.annotation for path, field in all_fields().items()}
 
 
 def _is_known(path: str, paths: dict[str, Any]) -> bool:

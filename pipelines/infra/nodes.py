@@ -111,11 +111,10 @@ def cluster_now() -> Cluster:
 
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     head: Resources = next((node for node in nodes if _HEAD in node), {})
-    file = os.environ.get(FILE) or Path(_WRITTEN_BY_RAY_UP).expanduser()
-    if not os.environ.get(FILE) and not Path(file).is_file():
+    named, written = os.environ.get(FILE), Path(_WRITTEN_BY_RAY_UP).expanduser()
+    if not named and not written.is_file():
         return Cluster(nodes, head)
-    types, most = read_node_types(Path(file))
-    return Cluster(nodes, head, types, most)
+    return Cluster(nodes, head, *read_node_types(Path(named) if named else written))
 
 
 def read_node_types(file: Path) -> tuple[tuple[NodeType, ...], int]:

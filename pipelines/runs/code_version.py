@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crmt.errors import BadInputError
+from pipelines.infra.entry import ROOT
 from pipelines.infra.files import write_atomically
 
-ROOT = Path(__file__).resolve().parents[2]
 STAMP = "commit.json"
 CODE = ("crmt", "pipelines", "tune_configs", "requirements.txt")
 """What decides the numbers of a run."""

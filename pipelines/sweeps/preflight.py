@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crmt.attacks import find_attack
+from crmt.certificates import Certificate
 from crmt.doors import is_path
 from crmt.errors import BadInputError
 from crmt.heads import HEADS
@@ -193,25 +195,24 @@ def check_settings(config: RunConfig, trained: ModelSpec | None = None) -> int:
     check_consistency(config, training=trained is None)
     certificates = config.certificates()
     for name in methods_of(config):
+        head = HEADS[trained.head if trained else method_class(name).head]
         for certificate in certificates:
-            certificate.check_head(HEADS[trained.head if trained else method_class(name).head], name)
+            certificate.check_head(head, name)
     if trained is None:
         _check_options(config)
         if any(values_of(config, "train.compile")) and not config.sweep.gpus_per_worker:
             check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     find_attack(config.certify.audit_attack)
-    for encoders in values_of(config, "model.encoders"):
-        kinds_of(config.data)
-        for certificate in certificates:
-            certificate.check_modalities(list(encoders))
+    kinds_of(config.data)  # refuses what is declared wrongly
     for certificate in certificates:
+        for encoders in values_of(config, "model.encoders"):
+            certificate.check_modalities(list(encoders))
         check_share(f"certify.{certificate.name}.samples", certificate.samples, config.sweep.most_workers)
-    return _check_encoders(config, build=trained is None)
+    return _check_encoders(config, certificates, build=trained is None)
 
 
-def _check_encoders(config: RunConfig, build: bool) -> int:
+def _check_encoders(config: RunConfig, certificates: Sequence[Certificate], build: bool) -> int:
     """Every encoder that a trial may get, in every width; returns the bytes of the largest of each modality."""
-    certificates = config.certificates()
     verify = any(certificate.lipschitz_encoders for certificate in certificates)
     checked: list[Any] = []
     largest: dict[str, int] = {}

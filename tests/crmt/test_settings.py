@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -15,7 +15,7 @@ from crmt.certificates import certificate_class
 from crmt.doors import CERTIFICATES, METHODS, Door
 from crmt.errors import BadInputError
 from crmt.methods import create, method_class, method_names
-from crmt.settings import Range, Setting, declaration_of_class, declared
+from crmt.settings import Range, Setting, check_ranges, declaration_of_class, declared, setting
 
 BASES = {METHODS: ("Method",), CERTIFICATES: ("ScoreCertificate", "ClipCertificate")}
 OURS = [(METHODS, name, method_class) for name in METHODS.names()]
@@ -99,3 +99,15 @@ def test_a_configuration_is_read_without_torch_or_pandas() -> None:
         "assert not {'torch', 'pandas', 'ray'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_the_numbers_of_a_mapping_have_the_range_of_their_setting() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Part:
+        sigmas: dict[str, float] = setting({}, above=0)
+        free: float = setting(1.0)
+
+    check_ranges(Part(sigmas={"video": 0.5}), "certify.part")
+    for part in (Part(sigmas={"video": 0.5, "audio": 0.0}), Part(free=float("nan"))):
+        with pytest.raises(BadInputError, match=r"change certify\.part\."):
+            check_ranges(part, "certify.part")
