@@ -43,6 +43,8 @@ class Scale:
     """CPU cores of a node"""
     network: float = 12.5
     """GB/s that a node reads from storage at most (100 Gbit/s)"""
+    node_memory: float = 2048.0
+    """GiB of a node with GPUs"""
     head_memory: float = 32.0
     """GiB of the head (m5.2xlarge)"""
     ingest_rate: float = 3.2
@@ -54,11 +56,15 @@ class Scale:
     batch_rate: float = 140.0
     """clips made into batches a second and core, streamed, VGGSound's settings (benchmarks --rows 2: 134 and 145)"""
     measure_share: float = 0.5
-    """time to measure a trial, over the time to train it"""
+    """time to measure a trial, over the time to train it (assumed: none was measured at this size)"""
     shard_clips: int = 64
     """clips of one Parquet part"""
     state_megabytes: float = 180.0
     """a ResNet-18 pair's weights and momentum"""
+    listed_bytes: float = 33.0
+    """bytes of a clip in a trial's list of a streamed set (measured on avdigits)"""
+    radius_bytes: float = 260.0
+    """bytes of a row of radii in memory (measured on the run of make demo)"""
     files: int = 20
     """files that a trial leaves in the run's folder (make demo: 19, with Tune's own logs)"""
 
@@ -84,8 +90,6 @@ def loads(scale: Scale) -> list[Load]:
     """What a node and the head are asked for while all GPUs train."""
     rate = scale.gpus * scale.train_rate
     scores = 4.0 * scale.clips * scale.modalities * scale.classes
-    test = scale.clips * scale.test_share
-    parts = scale.clips / scale.shard_clips
     return [
         Load(
             "cores of a node that make batches",
@@ -102,27 +106,32 @@ def loads(scale: Scale) -> list[Load]:
             "the cache on a disk of each node, or a set that fits the object store (data.mode=memory)",
         ),
         Load(
-            "head: memory for scores of step 2",
-            scores * 3 / GIB,
-            scale.head_memory,
+            "memory of a node: scores of step 2, of all its trials",
+            scale.gpus * scores / GIB,
+            scale.node_memory,
             "GiB",
-            "nothing: they stay with the trial's rank 0, on a worker; this is what one trial holds",
+            "fewer GPUs a node; they stay with the one process of a trial that needs them",
         ),
         Load(
-            "head: memory for a Parquet part of every list that is open",
-            parts * 2e3 / GIB * scale.trials,
-            scale.head_memory,
+            "memory of a node: lists of clips, of all its trials",
+            scale.gpus * scale.clips * scale.listed_bytes / GIB,
+            scale.node_memory,
             "GiB",
-            "larger parts",
+            "fewer GPUs a node",
         ),
         Load(
-            "report: radii of all trials in memory",
-            scale.trials * test * 2 * 200 / GIB,
+            "memory of the head: radii of all trials in its report",
+            _radii(scale) * scale.radius_bytes / GIB,
             scale.head_memory,
             "GiB",
-            "attack.samples and certify.audit_samples below the whole test split, or fewer trials a report",
+            "a larger head, or a report of fewer trials",
         ),
     ]
+
+
+def _radii(scale: Scale) -> float:
+    """Rows of radii: each test clip's joint one and those by modality, after both steps."""
+    return scale.trials * scale.clips * scale.test_share * (scale.modalities + 1) * 2
 
 
 def totals(scale: Scale) -> list[tuple[str, str]]:
@@ -142,10 +151,10 @@ def totals(scale: Scale) -> list[tuple[str, str]]:
         ("the sweep", f"{rounds * whole:.1f} h; {scale.trials * whole:.0f} GPU hours, without early stopping"),
         (
             "read from the cache",
-            f"{read / TIB:.0f} TiB, {scale.trials * scale.epochs * parts / 1e6:.1f} million requests",
+            f"{read / TIB:.0f} TiB, {scale.trials * scale.epochs * parts / 1e6:.1f} million parts",
         ),
         ("kept", f"{kept / 1e3:.0f} GB of models and states in {scale.trials * scale.files:,} files"),
-        ("rows of radii", f"{scale.trials * scale.clips * scale.test_share * 2 / 1e6:.1f} million"),
+        ("rows of radii", f"{_radii(scale) / 1e6:.1f} million"),
     ]
 
 
