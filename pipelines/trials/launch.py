@@ -23,8 +23,9 @@ Work = Callable[[RunConfig, TrialInput, Clips, Session], dict[str, Any]]
 """What one worker does with its share of the clips, the shares put together by its session; returns the last report."""
 _RESIZE_SECONDS = 30.0
 """How often a trial with fewer workers than it may have looks for room for more."""
-DRIVER_BYTES = 500 * 2**20
-"""What the process of a trial that waits for its workers takes of the head's memory: 400 MB were measured."""
+DRIVER_BYTES = 800 * 2**20
+"""What a trial that waits for its workers takes of the head's memory: its own process and Train's controller, of which
+each was measured to hold 400 MB."""
 DRIVER = {"node:__internal_head__": 0.001, "memory": DRIVER_BYTES}
 """What such a trial takes: no CPU, since a whole one would deadlock a small machine in silence; a place on the head,
 which is not taken away as workers' nodes are; and memory, so that 64 of them do not pile up there: the others wait."""
